@@ -1,0 +1,73 @@
+"""What every test runs under: the same threads, seeds and package family, and little noise."""
+
+import importlib.util
+import os
+import random
+from importlib.metadata import distributions
+from pathlib import Path
+
+os.environ.setdefault('MPLBACKEND', 'Agg')  # matplotlib reads it once, on import
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# The tests' networks are tiny: threads that wait for each other on a busy machine make them ten
+# times slower. A fixed number also keeps sums of floats repeatable. `pytest -n` uses the other cores.
+torch.set_num_threads(1)
+
+# Time limits per example fail on a busy machine, and a random example that fails only once helps
+# nobody.
+hypothesis.settings.register_profile('repeatable', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('repeatable')
+
+
+def mm_family() -> str:
+    """Return 'openmmlab' or 'onedl', whichever distribution the imported mmengine belongs to."""
+    spec = importlib.util.find_spec('mmengine')
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError('mmengine is not installed: run the tests with `make test`')
+    # Both can be installed at once: what counts is the metadata beside the folder that is imported.
+    folder = str(Path(spec.origin).parents[1])
+    return 'onedl' if any(distributions(name='onedl-mmengine', path=[folder])) else 'openmmlab'
+
+
+def pytest_configure() -> None:
+    wanted = os.environ.get('STACK')
+    if wanted and wanted != mm_family():
+        raise pytest.UsageError(f'STACK={wanted}, but mmengine is imported from {mm_family()}')
+
+
+@pytest.fixture(scope='session')
+def family() -> str:
+    return mm_family()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Make a test's random numbers independent of the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quiet_logger() -> None:
+    """Create mmengine's default logger before any test does.
+
+    It keeps the stdout of the moment: made inside a test with `capsys`, it would write to a closed
+    file in the next.
+    """
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance('mmengine', logger_name='mmengine', log_level='WARNING')
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few demo scenes of 128x64: the data root of a CityscapesDataset."""
+    from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
+
+    root = tmp_path_factory.mktemp('scenes')
+    return make_demo_scenes(root, num_train=6, num_val=3, size=(128, 64), workers=1)
