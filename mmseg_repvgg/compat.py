@@ -1,0 +1,171 @@
+"""What OpenMMLab's packages lack to run on current PyTorch, each piece with its reason.
+
+Two families provide ``mmengine``, ``mmcv``, ``mmseg`` and ``mmpretrain``: OpenMMLab's own and the
+maintained ``onedl-`` forks. Both are served, neither is needed: where a package is absent, its
+piece does nothing.
+"""
+
+import http.client
+import importlib.util
+import os
+import sys
+import urllib.parse
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+
+from mmseg_repvgg.checkpoint.errors import CheckpointError
+from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
+from mmseg_repvgg.checkpoint.reading import read_checkpoint
+
+EXTENSION = 'mmcv._ext'
+
+
+def install() -> None:
+    """Put everything in place; a second call changes nothing.
+
+    * ``mmcv.ops`` imports without the compiled ``mmcv._ext``: see :class:`ExtensionFinder`.
+    * mmengine reads checkpoints by :func:`mmseg_repvgg.checkpoint.read_checkpoint`: see
+      :func:`read_checkpoints_safely`.
+    """
+    if not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
+        sys.meta_path.append(ExtensionFinder())
+    if importlib.util.find_spec('mmengine') is not None:
+        read_checkpoints_safely()
+
+
+class ExtensionFinder(MetaPathFinder, Loader):
+    """Finds a stand-in for ``mmcv._ext`` where there is no compiled one.
+
+    mmcv 2.1.0 does not compile against current PyTorch (it asks for C++17, PyTorch needs C++20).
+    mmcv-lite and the pure onedl-mmcv have no compiled part, and without it ``mmcv.ops`` and with
+    that ``mmseg.utils`` do not import (mmsegmentation issues 3637, 3729, 3763), although nothing a
+    PSPNet runs is compiled. As the last of ``sys.meta_path`` this is asked only after every real
+    finder has found nothing, so that a compiled extension is always preferred.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Answer for ``mmcv._ext`` only."""
+        return ModuleSpec(fullname, self, origin=__name__) if fullname == EXTENSION else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Make the stand-in."""
+        return MissingExtension(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: the module is complete."""
+
+
+class MissingExtension(ModuleType):
+    """Stands for ``mmcv._ext``: every operator is there for import and raises when it is called."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        # Names with an underscore are what tools that walk over all modules ask for: __file__,
+        # __path__, __wrapped__. The honest answer is that there are none.
+        if name.startswith('_'):
+            raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
+
+        def operator(*_args: Any, **_kwargs: Any) -> NoReturn:
+            raise NotImplementedError(
+                f'{name} is a compiled operator of mmcv, and the installed mmcv has none. PSPNet '
+                'with a RepVGG or ResNet backbone does not need it. A model that does needs the '
+                'full mmcv, built for your PyTorch: pip uninstall mmcv-lite, then mim install '
+                "'mmcv>=2.0.0,<2.2.0' (in the onedl family: onedl-mmcv built with its operators)"
+            )
+
+        operator.__name__ = operator.__qualname__ = name
+        operator.__module__ = self.__name__
+        setattr(self, name, operator)  # the same function the next time
+        return operator
+
+    # What mmcv's own collect_env reports where there are no operators; it calls these two.
+    @staticmethod
+    def get_compiler_version() -> str:
+        """Return 'n/a'."""
+        return 'n/a'
+
+    @staticmethod
+    def get_compiling_cuda_version() -> str:
+        """Return 'n/a'."""
+        return 'n/a'
+
+
+def read_checkpoints_safely() -> None:
+    """Have mmengine read checkpoints from disk and from the web by our reader.
+
+    mmengine 0.10.7 fails on its own training checkpoints with torch >= 2.6 (mmengine issue 1655),
+    and runs any code in a pickle that comes from the web; onedl-mmengine runs any code in a pickle
+    whatever its source, after a warning. ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` end
+    in a download by the module's ``load_from_http``, for which there is no extension point, so that
+    name is replaced. ``s3://``, ``petrel://`` and ``pavi://`` are left as they are. Before torch
+    2.6 nothing is changed: mmengine works there, and our reader could not resume its checkpoints.
+    """
+    if not CAN_STAND_IN:
+        return
+    from mmengine.runner import checkpoint
+
+    register = checkpoint.CheckpointLoader.register_scheme
+    register('', load_from_local, force=True)
+    register(('http://', 'https://'), load_from_http, force=True)
+    checkpoint.load_from_http = load_from_http
+
+
+# mmengine's log calls a loader by its name without 'load_from_': these are its own names.
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint from disk. See :func:`mmseg_repvgg.checkpoint.read_checkpoint`."""
+    return read_checkpoint(filename, map_location)
+
+
+def load_from_http(
+    filename: str,
+    map_location: Any = None,
+    model_dir: str | None = None,
+    progress: bool = os.isatty(0),
+) -> dict[str, Any]:
+    """Read a checkpoint from the web, by way of torch's cache.
+
+    In distributed runs the first process of each machine downloads and the others wait.
+
+    Args:
+        filename: Its URL.
+        map_location: As in :func:`torch.load`.
+        model_dir: The folder of the cache, by default ``checkpoints`` in ``torch.hub.get_dir()``.
+        progress: Whether to show the progress of the download.
+
+    Raises:
+        CheckpointError: If the download fails, or what came is not a checkpoint.
+        UnsafeCheckpointError: If what came asks to run code.
+    """
+    from mmengine.dist import get_dist_info
+
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    cached = folder / Path(urllib.parse.urlparse(filename).path).name
+    rank, world_size = get_dist_info()
+    try:
+        if int(os.environ.get('LOCAL_RANK', rank)) == 0:
+            _download(filename, cached, progress)
+    finally:  # also on failure, or the others would wait for ever
+        if world_size > 1:
+            torch.distributed.barrier()
+    _download(filename, cached, progress)  # a launcher that sets no LOCAL_RANK, another machine
+    return read_checkpoint(cached, map_location)
+
+
+def _download(url: str, cached: Path, progress: bool) -> None:
+    if cached.exists():
+        return
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(cached), progress=progress)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            f'{url} could not be downloaded: {error}. Check the URL and the network; or get the '
+            f'file in another way, and give its path or put it at {cached}'
+        ) from error

@@ -1,0 +1,37 @@
+"""Writing files: each is whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path in the same folder, which becomes ``path`` if the block ends well.
+
+    The temporary name starts with a dot, so that no scan for images or labels takes it for one, and
+    keeps the suffix. Through a link its target is written. What had the name before stays until the
+    new file is complete and on disk.
+
+    Raises:
+        OSError: The file cannot be written; the text names it, the reason and what to check.
+    """
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    temporary = target.with_name(f'.{target.stem}.{os.getpid()}.tmp{target.suffix}')
+    try:
+        yield temporary
+        with temporary.open('rb') as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        text = (
+            f'{target} was not written: {error.strerror or error}. Check that {target.parent} is a '
+            'folder you may write to, with enough free space; what had that name before is as it was'
+        )
+        raise type(error)(error.errno, text) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
