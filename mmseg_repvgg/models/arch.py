@@ -1,0 +1,143 @@
+"""The RepVGG architectures: one table, a row per model.
+
+A row gives the paper's stage2..stage5; stage1 is the single stem layer. Layers are numbered through
+the whole body with the stem as layer 0 (the paper counts it as the 1st).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+BASE_CHANNELS = 64
+"""Width of stage2 at multiplier 1; it doubles from stage to stage (section 3.4)."""
+
+
+@dataclass(frozen=True)
+class RepVGGArch:
+    """One architecture. The field names are those of mmpretrain's ``arch`` dictionaries.
+
+    Raises:
+        ValueError: On a row that describes no network.
+    """
+
+    num_blocks: tuple[int, ...]  # layers of stage2, stage3, ...
+    width_factor: tuple[float, ...]  # multiplier of 64, 128, 256, ... channels per stage
+    group_layer_map: Mapping[int, int] | None = None  # layer number -> groups; others have 1
+    se_cfg: Mapping[str, Any] | None = None  # squeeze-excitation: ratio, divisor
+    stem_channels: int = BASE_CHANNELS  # upper limit of stage1's width
+    source: str = 'custom'  # where the numbers are printed
+
+    def __post_init__(self) -> None:
+        if len(self.num_blocks) != len(self.width_factor) or not self.num_blocks:
+            raise ValueError(
+                f'num_blocks={self.num_blocks} and width_factor={self.width_factor} must give one '
+                'value a stage each'
+            )
+        if min(self.num_blocks) < 1 or min(self.width_factor) <= 0 or self.stem_channels < 1:
+            raise ValueError(
+                f'num_blocks={self.num_blocks}, width_factor={self.width_factor} and '
+                f'stem_channels={self.stem_channels} must be positive'
+            )
+        for layer, groups in (self.group_layer_map or {}).items():
+            if not 0 < layer <= sum(self.num_blocks):
+                raise ValueError(
+                    f'group_layer_map names layer {layer}; the layers after the stem are '
+                    f'1..{sum(self.num_blocks)}'
+                )
+            if groups < 1:
+                raise ValueError(f'group_layer_map gives layer {layer} {groups} groups; need >= 1')
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Output channels of the stem and of every stage."""
+        stages = tuple(
+            int(BASE_CHANNELS * 2**i * factor) for i, factor in enumerate(self.width_factor)
+        )
+        return (min(self.stem_channels, stages[0]), *stages)
+
+    def groups(self, layer: int) -> int:
+        """Groups of a layer, the stem being layer 0."""
+        return (self.group_layer_map or {}).get(layer, 1)
+
+
+def interleaved(groups: int, num_blocks: tuple[int, ...]) -> dict[int, int]:
+    """Groupwise layers of the g2 and g4 models: the 3rd, 5th, 7th, ... layer (section 3.4)."""
+    return dict.fromkeys(range(2, sum(num_blocks) + 1, 2), groups)
+
+
+def _row(
+    num_blocks: tuple[int, ...],
+    a: float,
+    b: float,
+    groups: int = 1,
+    se_cfg: Mapping[str, Any] | None = None,
+    source: str = 'paper, Table 3',
+) -> RepVGGArch:
+    """A row from the multipliers of Table 3: ``a`` up to stage4, ``b`` for stage5."""
+    return RepVGGArch(
+        num_blocks=num_blocks,
+        width_factor=(a, a, a, b),
+        group_layer_map=interleaved(groups, num_blocks) if groups > 1 else None,
+        se_cfg=se_cfg,
+        source=source,
+    )
+
+
+# Layers of stage2..stage5 (Table 2)
+A = (2, 4, 14, 1)
+B = (4, 6, 16, 1)
+_GROUPWISE = 'paper, Table 3 and section 3.4'
+
+ARCHS: dict[str, RepVGGArch] = {
+    'A0': _row(A, a=0.75, b=2.5),
+    'A1': _row(A, a=1, b=2.5),
+    'A2': _row(A, a=1.5, b=2.75),
+    'B0': _row(B, a=1, b=2.5),
+    'B1': _row(B, a=2, b=4),
+    'B1g2': _row(B, a=2, b=4, groups=2, source=_GROUPWISE),
+    'B1g4': _row(B, a=2, b=4, groups=4, source=_GROUPWISE),
+    'B2': _row(B, a=2.5, b=5),
+    'B2g2': _row(B, a=2.5, b=5, groups=2, source=_GROUPWISE),
+    'B2g4': _row(B, a=2.5, b=5, groups=4, source=_GROUPWISE),
+    'B3': _row(B, a=3, b=5),
+    'B3g2': _row(B, a=3, b=5, groups=2, source=_GROUPWISE),
+    'B3g4': _row(B, a=3, b=5, groups=4, source=_GROUPWISE),
+    # Not in the paper: the authors' later model with squeeze-excitation before every ReLU.
+    'D2se': _row(
+        (8, 14, 24, 1),
+        a=2.5,
+        b=5,
+        se_cfg=dict(ratio=16, divisor=1),
+        source='github.com/DingXiaoH/RepVGG, README (RepVGG-D2se)',
+    ),
+}
+
+
+def get_arch(arch: str | Mapping[str, Any] | RepVGGArch) -> RepVGGArch:
+    """Look a name up, or make a row from a dictionary of :class:`RepVGGArch`'s fields.
+
+    Raises:
+        ValueError: If the name is unknown or the dictionary is not a row.
+    """
+    if isinstance(arch, RepVGGArch):
+        return arch
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'unknown RepVGG arch {arch!r}; choose from {", ".join(ARCHS)}')
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise ValueError(f'arch must be a name or a dictionary, not {type(arch).__name__}')
+    row = dict(arch)
+    names = [field.name for field in fields(RepVGGArch)]
+    unknown = sorted(set(row) - set(names))
+    missing = [name for name in ('num_blocks', 'width_factor') if name not in row]
+    if unknown or missing:
+        raise ValueError(
+            f'a custom arch has the keys {", ".join(names)} (the first two are required); '
+            f'unknown: {unknown or "none"}, missing: {missing or "none"}'
+        )
+    row['num_blocks'] = tuple(row['num_blocks'])
+    row['width_factor'] = tuple(row['width_factor'])
+    return RepVGGArch(**row)

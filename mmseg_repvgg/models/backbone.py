@@ -1,0 +1,215 @@
+"""DilatedRepVGG: the RepVGG backbone with strides and dilations, for mmseg and mmpretrain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmseg_repvgg.models.arch import RepVGGArch, get_arch
+from mmseg_repvgg.models.block import RepVGGBlock
+
+INIT_CFG = (
+    dict(type='Kaiming', layer=['Conv2d']),
+    dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+)
+
+
+@MODELS.register_module()
+class DilatedRepVGG(BaseModule):
+    """RepVGG (paper, section 3) with ``strides`` and ``dilations`` as in mmseg's ResNet.
+
+    The stem is the paper's stage1 (stride 2); ``stage_1`` .. ``stage_4`` are its stage2 .. stage5.
+    Found under this plain name from the mmseg and the mmpretrain scope. Parameter names equal those
+    of mmpretrain's ``RepVGG``.
+
+    The paper's PSPNets (section 4.3) have output stride 8, ``strides=(2, 2, 1, 1)``, and
+
+    * full: ``dilations=(1, 1, 2, 4)``;
+    * fast (B models): ``dilations=(1, 1, (1,) * 12 + (2,) * 4, 4)``.
+
+    Args:
+        arch: A name of the table in :mod:`mmseg_repvgg.models.arch`, or a dictionary of the
+            fields of :class:`~mmseg_repvgg.models.arch.RepVGGArch`.
+        in_channels: Channels of the images.
+        num_stages: How many stages are built after the stem; by default all of the row.
+        strides: Stride of the first layer of each stage.
+        dilations: Dilation of each stage: one number for all of its layers, or a sequence with one
+            number a layer.
+        out_indices: Stages (0 .. num_stages - 1) whose feature maps are returned.
+        frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
+        norm_cfg: ``BN`` or ``SyncBN``.
+        act_cfg: The activation.
+        norm_eval: Keep the BatchNorms in eval mode while training.
+        with_cp: Recompute each block in the backward pass to save memory.
+        deploy: Build the fused form.
+        pretrained: Path or URL of ImageNet weights; short for
+            ``init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.')``.
+        init_cfg: mmengine's initialization; Kaiming for convs by default.
+
+    Raises:
+        ValueError: On an argument that is out of range or cannot act.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] | RepVGGArch,
+        in_channels: int = 3,
+        num_stages: int | None = None,
+        strides: Sequence[int] = (2, 2, 2, 2),
+        dilations: Sequence[int | Sequence[int]] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_cfg: Mapping[str, Any] = dict(type='BN'),
+        act_cfg: Mapping[str, Any] = dict(type='ReLU'),
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        deploy: bool = False,
+        pretrained: str | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError('pretrained and init_cfg are both given; keep one of them')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.')
+        super().__init__([dict(cfg) for cfg in INIT_CFG] if init_cfg is None else init_cfg)
+        self.arch = get_arch(arch)
+        depth = len(self.arch.num_blocks)
+        self.num_stages = depth if num_stages is None else num_stages
+        if not 1 <= self.num_stages <= depth:
+            raise ValueError(f'num_stages={num_stages} must be in 1..{depth}')
+        self.strides = _per_stage('strides', strides, self.num_stages)
+        self.dilations = self._per_layer(_per_stage('dilations', dilations, self.num_stages))
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages, self.norm_eval, self.deploy = frozen_stages, norm_eval, deploy
+        self._check_outputs_and_freezing()
+
+        common = dict(
+            se_cfg=self.arch.se_cfg,
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
+            with_cp=with_cp,
+            deploy=deploy,
+        )
+        channels, *widths = self.arch.widths
+        self.stem = RepVGGBlock(in_channels, channels, stride=2, **common)
+        layer = 1
+        for i in range(self.num_stages):
+            blocks = []
+            for j, dilation in enumerate(self.dilations[i]):
+                blocks.append(
+                    RepVGGBlock(
+                        channels,
+                        widths[i],
+                        stride=self.strides[i] if j == 0 else 1,
+                        dilation=dilation,
+                        groups=self.arch.groups(layer),
+                        **common,
+                    )
+                )
+                channels, layer = widths[i], layer + 1
+            self.add_module(f'stage_{i + 1}', nn.Sequential(*blocks))
+        self._freeze_stages()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages after the stem."""
+        return [getattr(self, f'stage_{i + 1}') for i in range(self.num_stages)]
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the returned feature maps."""
+        return tuple(self.arch.widths[1 + i] for i in self.out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, in_channels, H, W) -> a feature map (N, C, h, w) per entry of out_indices.
+
+        Raises:
+            RuntimeError: If the backbone is fused and in training mode.
+        """
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def switch_to_deploy(self) -> None:
+        """Fuse every block, in place. Fusing twice is fusing once.
+
+        Raises:
+            ValueError: If a norm cannot be fused.
+        """
+        for block in self.modules():
+            if isinstance(block, RepVGGBlock):
+                block.switch_to_deploy()
+        self.deploy = True
+
+    def train(self, mode: bool = True) -> DilatedRepVGG:
+        """Set the mode; frozen stages stay in eval mode, and all norms do with ``norm_eval``."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for frozen in [self.stem, *self.stages[: self.frozen_stages]]:
+            frozen.eval()
+            frozen.requires_grad_(False)
+
+    def _per_layer(self, dilations: tuple[int | Sequence[int], ...]) -> tuple[tuple[int, ...], ...]:
+        """Write the dilation of every layer out."""
+        layers = []
+        for i, (dilation, depth) in enumerate(zip(dilations, self.arch.num_blocks, strict=False)):
+            given = (dilation,) * depth if isinstance(dilation, int) else tuple(dilation)
+            if len(given) != depth:
+                raise ValueError(
+                    f'dilations[{i}]={given} has {len(given)} values; stage_{i + 1} has {depth} '
+                    'layers: give one number for all of them or one a layer'
+                )
+            layers.append(given)
+        return tuple(layers)
+
+    def _check_outputs_and_freezing(self) -> None:
+        """Refuse what is out of range or would have no effect."""
+        last = self.num_stages - 1
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(
+                f'out_indices={self.out_indices} must be increasing stage numbers from 0 to {last}'
+            )
+        if self.out_indices[0] < 0 or self.out_indices[-1] > last:
+            raise ValueError(f'out_indices={self.out_indices} must lie in 0..{last}')
+        if self.out_indices[-1] != last:
+            raise ValueError(
+                f'out_indices={self.out_indices} leave the stages after {self.out_indices[-1]} '
+                f'without effect; give num_stages={self.out_indices[-1] + 1} and as many strides '
+                'and dilations'
+            )
+        if not -1 <= self.frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages={self.frozen_stages} must lie in -1..{self.num_stages}'
+            )
+        if self.deploy and (self.frozen_stages >= 0 or self.norm_eval):
+            raise ValueError(
+                f'frozen_stages={self.frozen_stages} and norm_eval={self.norm_eval} cannot act on '
+                'a fused backbone (deploy=True); leave them out'
+            )
+
+
+def _per_stage(name: str, values: Sequence[Any], num_stages: int) -> tuple[Any, ...]:
+    if len(values) != num_stages:
+        raise ValueError(
+            f'{name}={tuple(values)} has {len(values)} values; {num_stages} stages need '
+            f'{num_stages}'
+        )
+    return tuple(values)

@@ -1,0 +1,52 @@
+"""A deployed model from its training config: what a fused checkpoint is loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmseg_repvgg.reparam.rewrites import apply_rewrites
+
+
+@MODELS.register_module(name='DeployedModel')
+def build_deployed(
+    of: str, rewrites: Sequence[str] = ('branches', 'batchnorm'), **model: Any
+) -> nn.Module:
+    """Build a model in training form and rewrite it, ready for the weights of a fused checkpoint.
+
+    In a config it stands in the place of the model's type, so that all other keys stay where users
+    (and ``--cfg-options``) look for them::
+
+        model = dict(type='DeployedModel', of='mmseg.EncoderDecoder', rewrites=['branches'], ...)
+
+    Args:
+        of: Type of the model in training form, with its scope: ``mmseg.EncoderDecoder``.
+        rewrites: Names of the rewrites, as in :data:`mmseg_repvgg.reparam.REWRITES`.
+        **model: All other settings of the model.
+
+    Returns:
+        The rewritten model, in eval mode.
+
+    Raises:
+        ValueError: As :func:`mmseg_repvgg.reparam.apply_rewrites`.
+    """
+    built = MODELS.build(dict(type=of, **model))
+    apply_rewrites(built, rewrites)
+    built.eval()
+    return built
+
+
+def deployed_config(model: dict[str, Any], scope: str, rewrites: Sequence[str]) -> dict[str, Any]:
+    """The model settings that build the deployed form of ``model``.
+
+    Args:
+        model: Settings of the training form.
+        scope: The config's default scope, for a type without one.
+        rewrites: Names of the rewrites.
+    """
+    of = model['type'] if '.' in model['type'] else f'{scope}.{model["type"]}'
+    rest = {key: value for key, value in model.items() if key not in ('type', 'pretrained')}
+    return dict(type='DeployedModel', of=of, rewrites=list(rewrites), **rest)

@@ -1,0 +1,110 @@
+"""RepVGGBlock: its forward pass, checkpointing and form."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmseg_repvgg.models import RepVGGBlock
+from tests.common import randomise_batchnorms
+
+
+def by_hand(block: RepVGGBlock, x: torch.Tensor, identity: bool) -> torch.Tensor:
+    """Equation 1 and ReLU, written with torch functions."""
+
+    def bn(t, norm):
+        shape = (1, -1, 1, 1)
+        centred = (t - norm.running_mean.view(shape)) / (norm.running_var + norm.eps).sqrt().view(
+            shape
+        )
+        return centred * norm.weight.view(shape) + norm.bias.view(shape)
+
+    w3, w1 = block.branch_3x3.conv.weight, block.branch_1x1.conv.weight
+    common = dict(stride=block.stride, groups=block.groups)
+    y = bn(
+        F.conv2d(x, w3, padding=block.dilation, dilation=block.dilation, **common),
+        block.branch_3x3.norm,
+    )
+    y = y + bn(F.conv2d(x, w1, **common), block.branch_1x1.norm)
+    return (y + bn(x, block.branch_norm) if identity else y).relu()
+
+
+@pytest.mark.parametrize(
+    ('channels', 'stride', 'dilation', 'groups', 'identity'),
+    [
+        ((8, 8), 1, 1, 1, True),
+        ((8, 8), 1, 4, 2, True),
+        ((8, 12), 1, 2, 1, False),
+        ((8, 8), 2, 1, 4, False),
+        ((8, 8), 2, 3, 1, False),
+    ],
+)
+def test_the_forward_pass_is_equation_1(channels, stride, dilation, groups, identity):
+    block = RepVGGBlock(*channels, stride=stride, dilation=dilation, groups=groups)
+    randomise_batchnorms(block).double()
+    x = torch.randn(2, 8, 13, 11, dtype=torch.float64)
+    expected = by_hand(block, x, identity)
+    assert expected.shape[2:] == (-(-13 // stride), -(-11 // stride))
+    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+    if identity:  # negative control: without the identity branch the formula is another one
+        assert not torch.allclose(block(x), by_hand(block, x, identity=False), atol=1e-2)
+
+
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
+def test_checkpointing_changes_neither_gradients_nor_statistics(norm):
+    torch.manual_seed(0)
+    plain = RepVGGBlock(6, 6, se_cfg=dict(ratio=2, divisor=1), norm_cfg=dict(type=norm))
+    saving = RepVGGBlock(
+        6, 6, se_cfg=dict(ratio=2, divisor=1), norm_cfg=dict(type=norm), with_cp=True
+    )
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 6, 9, 9)
+    for block in (plain, saving):
+        for _ in range(2):
+            block(x).square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+    for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    assert plain.branch_3x3.norm.num_batches_tracked == 2
+
+
+def test_squeeze_excitation_equals_mmpretrains():
+    from mmpretrain.models.utils import SELayer
+
+    from mmseg_repvgg.models.block import SqueezeExcitation
+
+    for channels, cfg in (
+        (40, dict(ratio=16, divisor=1)),
+        (48, dict(ratio=4, divisor=8)),
+        (40, dict(ratio=2, divisor=8)),
+        (176, dict(ratio=16, divisor=8)),
+    ):
+        ours, theirs = SqueezeExcitation(channels, **cfg), SELayer(channels, **cfg)
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        x = torch.randn(2, channels, 5, 7)
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'text'),
+    [
+        (dict(stride=0), 'stride=0 of a RepVGG block must be at least 1'),
+        (dict(dilation=0), 'dilation=0'),
+        (dict(groups=3), 'groups=3 must divide the channels of the block, 8 and 8'),
+        (
+            dict(norm_cfg=dict(type='GN', num_groups=2)),
+            "'GN' cannot be fused into a conv; use 'BN'",
+        ),
+        (dict(with_cp=True, deploy=True), 'with_cp=True cannot act on a fused block'),
+    ],
+)
+def test_arguments_that_cannot_act_raise(kwargs, text):
+    with pytest.raises(ValueError, match=text):
+        RepVGGBlock(8, 8, **kwargs)
+
+
+def test_a_fused_block_refuses_to_train():
+    block = RepVGGBlock(4, 4, deploy=True)
+    with pytest.raises(RuntimeError, match=r'call model.eval\(\) first. To train, build it with'):
+        block(torch.randn(1, 4, 5, 5))
+    assert block.eval()(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
