@@ -1,0 +1,145 @@
+"""RepVGGDeployHook: evaluate the deployed form while the training form stays untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmseg_repvgg.models.block import FUSED_TRAINING_ERROR
+from mmseg_repvgg.reparam.equivalence import (
+    compare,
+    random_images,
+    require_equal,
+    tolerance_of,
+)
+from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
+
+CHECK_SIZE = 513
+"""Height and width in pixels up to which an image is cropped for the check."""
+
+
+@HOOKS.register_module()
+class RepVGGDeployHook(Hook):
+    """Validate and test a rewritten copy of the current weights.
+
+    Before a validation or test epoch ``runner.model`` is replaced by a copy in deployed form; after
+    it the very same training model is put back, so that training and checkpoints are bit for bit
+    those without the hook. On the first batch both forms are compared: the numbers of fused places
+    and the largest difference are logged, and past the tolerance the run stops.
+
+    It fires after ``EMAHook`` (whose averaged weights are the ones to evaluate) and gives the model
+    back before ``CheckpointHook`` saves the best one.
+
+    Args:
+        rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`).
+        tolerance: Largest relative difference of the outputs; by default that of the weights'
+            dtype, 1e-4 for float32.
+
+    Raises:
+        ValueError: On unknown rewrites, or when there is nothing to fuse.
+        EquivalenceError: When the deployed form is not equal.
+        RuntimeError: When a fused model is to be trained.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        rewrites: Sequence[str] = ('branches', 'batchnorm'),
+        tolerance: float | None = None,
+    ) -> None:
+        self.rewrites = check_names(rewrites)
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f'tolerance={tolerance} must be positive')
+        self.tolerance = tolerance
+        self._training_model: nn.Module | None = None
+        self._counts: dict[str, int] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse to train a fused model."""
+        if any(getattr(module, 'deploy', False) is True for module in runner.model.modules()):
+            raise RuntimeError(FUSED_TRAINING_ERROR)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Put the deployed copy in place."""
+        self._deploy(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Put the deployed copy in place."""
+        self._deploy(runner)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Compare both forms on the first batch."""
+        self._check(runner, batch_idx, data_batch)
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Compare both forms on the first batch."""
+        self._check(runner, batch_idx, data_batch)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Put the training model back."""
+        self._restore(runner)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Put the training model back."""
+        self._restore(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Put the training model back if an evaluation was left by an exception."""
+        self._restore(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what is saved during an evaluation in training form."""
+        if self._training_model is not None:
+            checkpoint['state_dict'] = {
+                name: tensor.cpu()
+                for name, tensor in _unwrap(self._training_model).state_dict().items()
+            }
+
+    def _deploy(self, runner: Runner) -> None:
+        self._restore(runner)
+        deployed, self._counts = deployed_copy(_unwrap(runner.model), self.rewrites)
+        self._training_model, runner.model = runner.model, deployed
+
+    def _restore(self, runner: Runner) -> None:
+        if self._training_model is not None:
+            runner.model, self._training_model = self._training_model, None
+
+    def _check(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        if batch_idx > 0 or self._training_model is None:
+            return
+        before, after = (_without_tta(_unwrap(m)) for m in (self._training_model, runner.model))
+        found = compare(before, after, _first_image(before, data_batch))
+        tolerance = tolerance_of(before) if self.tolerance is None else self.tolerance
+        require_equal(found, tolerance, 'RepVGGDeployHook')
+        runner.logger.info(f'Evaluating the deployed form: {describe(self._counts)}; {found}')
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _without_tta(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, BaseTTAModel) else model
+
+
+def _first_image(model: nn.Module, data_batch: Any) -> Tensor:
+    """The batch's first image, preprocessed, cropped to CHECK_SIZE: (1, C, H, W).
+
+    A batch of another kind (several views of an image, for example) gives random images.
+    """
+    inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
+    preprocess = getattr(model, 'data_preprocessor', None)
+    if preprocess is None or inputs is None or not isinstance(inputs[0], Tensor):
+        return random_images(model)
+    image = inputs[0][..., :CHECK_SIZE, :CHECK_SIZE]
+    with torch.no_grad():
+        images = preprocess(dict(inputs=[image]), False)['inputs']
+    return images.to(next(model.parameters()).dtype)

@@ -1,0 +1,191 @@
+"""From a config file to a running mmengine Runner: what tools/train.py and tools/test.py call."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+@contextmanager
+def user_errors(tool: str) -> Iterator[None]:
+    """End a tool with one line for an error that this package raised for the user.
+
+    Any other error keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get('__name__', '').startswith('mmseg_repvgg.'):
+            raise
+        sys.exit(f'{tool}: error: {error}')
+
+
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Args:
+        path: The config file.
+        options: Dotted keys and their values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} not found; configs/ of the project holds them')
+    cfg = Config.fromfile(str(path))
+    if options:
+        cfg.merge_from_dict(dict(options))
+    return cfg
+
+
+def train(
+    cfg: Config,
+    work_dir: str | None = None,
+    resume: bool | str = False,
+    amp: bool = False,
+    launcher: str = 'none',
+) -> Runner:
+    """Train what a config describes.
+
+    Args:
+        cfg: The config.
+        work_dir: Where logs and checkpoints go; by default the config's, or
+            ``work_dirs/<config name>``.
+        resume: True: from the last checkpoint in the work folder, if any; a path: from that file.
+        amp: Automatic mixed precision.
+        launcher: One of :data:`LAUNCHERS`.
+
+    Returns:
+        The runner, after training.
+
+    Raises:
+        FileNotFoundError: If the data are not there.
+        ValueError: If the config is that of a fused model, or ``amp`` cannot act.
+    """
+    if cfg.model.type == 'DeployedModel':
+        raise ValueError(
+            f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
+            'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
+        )
+    prepare(cfg, work_dir, launcher)
+    check_data(cfg, 'train_dataloader', 'val_dataloader')
+    if amp:
+        _use_amp(cfg)
+    cfg.resume = bool(resume)
+    if isinstance(resume, str):
+        cfg.load_from = resume
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def test(
+    cfg: Config,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the config's test set.
+
+    Args:
+        cfg: The config.
+        checkpoint: The weights.
+        work_dir: Where logs and metrics go; as in :func:`train`.
+        out: Folder for the predicted label maps.
+        show: Show predictions in a window, each for ``wait_time`` seconds.
+        show_dir: Folder for painted predictions.
+        wait_time: Seconds.
+        tta: Test-time augmentation, the config's ``tta_model`` and ``tta_pipeline``.
+        launcher: One of :data:`LAUNCHERS`.
+
+    Returns:
+        The metrics by name, in percent.
+
+    Raises:
+        FileNotFoundError: If the data are not there.
+        ValueError: If the config lacks what an option needs.
+    """
+    prepare(cfg, work_dir, launcher)
+    check_data(cfg, 'test_dataloader')
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        _draw(cfg, show, show_dir, wait_time)
+    if tta:
+        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+            raise ValueError('--tta needs tta_model and tta_pipeline in the config')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if out is not None:
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+    return build_runner(cfg).test()
+
+
+def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
+    """Set work folder, launcher and a communication backend that this machine has."""
+    name = Path(cfg.filename or 'config').stem
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    cfg.launcher = launcher
+    if launcher != 'none' and not torch.cuda.is_available():
+        cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of the config: mmengine's, or the one its ``runner_type`` names."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Say what to do about a data folder that is not there, before anything is built.
+
+    Raises:
+        FileNotFoundError: Naming the folder, the option that sets it and how it is made.
+    """
+    for loader in loaders:
+        dataset = (cfg.get(loader) or {}).get('dataset', {})
+        root = dataset.get('data_root')
+        if root and not Path(root).is_dir():
+            raise FileNotFoundError(
+                f'{loader}: data_root {root!r} is not a folder. Set it with --cfg-options '
+                f'{loader}.dataset.data_root=PATH (Cityscapes: prepare it with '
+                'tools/prepare_cityscapes.py PATH; demo scenes: tools/make_demo_scenes.py PATH)'
+            )
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--amp needs a GPU: mmengine's AmpOptimWrapper does not run on CPU; leave --amp out"
+        )
+    if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp cannot be combined with optim_wrapper {cfg.optim_wrapper.type!r}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ValueError(
+            '--show and --show-dir need '
+            "default_hooks.visualization=dict(type='SegVisualizationHook')"
+        )
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir:
+        cfg.visualizer.save_dir = show_dir
