@@ -1,0 +1,20 @@
+"""PSPNet on RepVGG-A0, small heads, for the built-in demo scenes.
+
+Command: make demo
+Hardware: 2 CPU cores.
+"""
+
+_base_ = [
+    './_base_/models/pspnet_repvgg.py',
+    './_base_/datasets/demo_scenes.py',
+    './_base_/schedules/demo.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(193, 193)),
+    backbone=dict(arch='A0', dilations=(1, 1, 2, 4)),
+    decode_head=dict(in_channels=1280, channels=128),
+    auxiliary_head=dict(in_channels=192, channels=64),
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
