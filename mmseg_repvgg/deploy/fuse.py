@@ -1,0 +1,205 @@
+"""A training checkpoint -> a fused checkpoint and its config (tools/deploy_fuse.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmseg_repvgg.checkpoint.loading import is_fused, load_strictly
+from mmseg_repvgg.checkpoint.reading import (
+    CheckpointError,
+    read_checkpoint,
+    state_dict_of,
+    write_checkpoint,
+)
+from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.models.deployed import deployed_config
+from mmseg_repvgg.reparam.equivalence import (
+    Difference,
+    compare,
+    random_images,
+    require_equal,
+    tolerance_of,
+)
+from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
+from mmseg_repvgg.version import __version__
+
+TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'train_pipeline', 'optim_wrapper')
+TRAINING_KEYS += ('param_scheduler', 'auto_scale_lr')
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What :func:`fuse_checkpoint` did."""
+
+    counts: dict[str, int]  # places changed, by rewrite
+    parameters_before: int
+    parameters_after: int
+    on_random: Difference  # training form against fused form, on random input
+    on_images: Difference | None  # the same on real images, where the data are there
+    num_images: int
+    checkpoint: Path
+    config: Path
+
+    def __str__(self) -> str:
+        images = (
+            f'on {self.num_images} images: {self.on_images}'
+            if self.on_images
+            else 'on images: not checked, the data of test_dataloader are not there'
+        )
+        return '\n'.join(
+            [
+                f'fused: {describe(self.counts)}',
+                f'parameters: {self.parameters_before:,} -> {self.parameters_after:,}',
+                f'on random input: {self.on_random}',
+                images,
+                f'wrote {self.checkpoint}',
+                f'wrote {self.config}',
+            ]
+        )
+
+
+def fuse_checkpoint(
+    cfg: Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    rewrites: Sequence[str] = ('branches', 'batchnorm'),
+    tolerance: float | None = None,
+    num_images: int = 2,
+) -> FuseReport:
+    """Fuse a training checkpoint, prove the result equal, and write it.
+
+    Both forms are compared on random input and, where the data of ``test_dataloader`` are there, on
+    images; then the written form is built from its own config. Nothing is written before all of
+    that holds.
+
+    Args:
+        cfg: The training config.
+        checkpoint: The training checkpoint.
+        out: The fused checkpoint to write; its config goes beside it, ending in ``.py``.
+        rewrites: Names of the rewrites.
+        tolerance: Largest relative difference; by default that of the weights' dtype.
+        num_images: How many images to compare on.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit the config or is fused already.
+        EquivalenceError: If the fused model is not equal.
+        ValueError: If there is nothing to fuse, or on a wrong argument.
+    """
+    rewrites, out = check_names(rewrites), Path(out)
+    if out.suffix not in ('.pth', '.pt'):
+        raise ValueError(f'OUT {str(out)!r} must end in .pth: it names the fused checkpoint')
+    if out.resolve() == Path(checkpoint).resolve():
+        raise ValueError(f'OUT {str(out)!r} is the training checkpoint itself; give another name')
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    loaded = read_checkpoint(checkpoint)
+    before = _training_model(cfg, state_dict_of(loaded), str(checkpoint))
+    after, counts = deployed_copy(before, rewrites)
+
+    tolerance = tolerance_of(before) if tolerance is None else tolerance
+    on_random = compare(before, after, random_images(before))
+    require_equal(on_random, tolerance, 'random input')
+    on_images, seen = None, 0
+    for image in _images(cfg, before, num_images):
+        found = compare(before, after, image)
+        require_equal(found, tolerance, f'image {seen} of the test set')
+        on_images, seen = found if on_images is None else on_images.merge(found), seen + 1
+
+    deployed = _deployed_config(cfg, rewrites)
+    _check_loads(deployed, after)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    meta = dict(loaded.get('meta') or {}) if isinstance(loaded, dict) else {}
+    stamp = dict(
+        form='deploy',
+        rewrites=list(rewrites),
+        version=__version__,
+        torch=str(torch.__version__),
+        source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+    )
+    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
+    write_checkpoint(dict(meta=dict(kept, mmseg_repvgg=stamp), state_dict=after.state_dict()), out)
+    config_path = out.with_suffix('.py')
+    with whole_file(config_path) as temporary:
+        temporary.write_text(deployed.pretty_text, encoding='utf-8')
+    return FuseReport(
+        counts=counts,
+        parameters_before=_num_parameters(before),
+        parameters_after=_num_parameters(after),
+        on_random=on_random,
+        on_images=on_images,
+        num_images=seen,
+        checkpoint=out,
+        config=config_path,
+    )
+
+
+def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Module:
+    if cfg.model.type == 'DeployedModel' or is_fused(state):
+        raise CheckpointError(
+            f'{source if is_fused(state) else cfg.filename} is fused already; give the training '
+            'config and the training checkpoint'
+        )
+    model = MODELS.build(_without_pretrained(cfg.model))
+    load_strictly(model, state, source)
+    model.eval()
+    return model
+
+
+def _images(cfg: Config, model: nn.Module, count: int) -> Iterator[Tensor]:
+    """Preprocessed test images (1, C, H, W), cropped to the window of sliding-window tests."""
+    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset')
+    if count < 1 or not dataset_cfg or not os.path.isdir(dataset_cfg.get('data_root') or ''):
+        return
+    dataset = DATASETS.build(dataset_cfg)
+    height, width = cfg.model.get('test_cfg', {}).get('crop_size', (None, None))
+    for i in range(min(count, len(dataset))):
+        inputs = model.data_preprocessor(dict(inputs=[dataset[i]['inputs']]), False)['inputs']
+        yield inputs[..., :height, :width]
+
+
+def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
+    """The config that evaluates the fused checkpoint: no training, no deploy hook."""
+    deployed = Config(cfg.to_dict())
+    for key in TRAINING_KEYS:
+        deployed.pop(key, None)
+    hooks = [h for h in deployed.get('custom_hooks', []) if h['type'] != 'RepVGGDeployHook']
+    deployed.custom_hooks = hooks
+    deployed.load_from, deployed.resume = None, False
+    model = _without_pretrained(deployed.model)
+    deployed.pop('model')
+    deployed.model = deployed_config(model, cfg.get('default_scope', 'mmseg'), rewrites)
+    return deployed
+
+
+def _without_pretrained(model: Any) -> dict[str, Any]:
+    """Model settings without initial weights, which the checkpoint replaces."""
+    settings = model.to_dict() if hasattr(model, 'to_dict') else dict(model)
+    settings.pop('pretrained', None)
+    backbone = dict(settings['backbone'])
+    backbone.pop('pretrained', None)
+    if isinstance(backbone.get('init_cfg'), dict):
+        backbone.pop('init_cfg')
+    return dict(settings, backbone=backbone)
+
+
+def _check_loads(cfg: Config, fused: nn.Module) -> None:
+    """Build the fused form from the config's own text and see that it computes the same."""
+    text = Config.fromstring(cfg.pretty_text, '.py')
+    rebuilt = MODELS.build(text.model)
+    load_strictly(rebuilt, fused.state_dict(), 'the fused checkpoint')
+    rebuilt.to(next(fused.parameters()).dtype)
+    found = compare(fused, rebuilt, random_images(fused, seed=1))
+    require_equal(found, torch.finfo(torch.float32).eps, 'the fused model built from its config')
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,133 @@
+"""tools/deploy_fuse.py's work: a fused checkpoint that is equal, or nothing at all."""
+
+import hashlib
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmseg_repvgg.checkpoint import CheckpointError
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.models import RepVGGBlock
+from mmseg_repvgg.reparam import EquivalenceError, compare
+from tests.common import randomise_batchnorms, runner_cfg
+
+
+@pytest.fixture
+def trained(scenes, tmp_path):
+    """A config, its model with the statistics of a trained one, and the checkpoint file."""
+    init_default_scope('mmseg')
+    cfg = runner_cfg(scenes, tmp_path / 'work')
+    model = MODELS.build(cfg.model)
+    randomise_batchnorms(model)
+    meta = dict(dataset_meta=dict(classes=('a', 'b'), palette=[[1, 2, 3], [4, 5, 6]]), seed=3)
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), tmp_path / 'trained.pth')
+    return cfg, model, tmp_path / 'trained.pth'
+
+
+def test_the_written_pair_gives_the_training_forms_logits(trained, tmp_path):
+    cfg, model, checkpoint = trained
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'out' / 'fused.pth')
+    assert report.counts == {'branches': 10, 'batchnorm': 6}
+    assert report.num_images == 2
+    assert 0 < report.on_random.max_rel < 1e-5
+    assert 0 < report.on_images.max_rel < 1e-5
+    assert report.on_images.argmax_agreement > 0.99
+    before = sum(p.numel() for p in model.parameters())
+    assert report.parameters_before == before > report.parameters_after
+    assert f'parameters: {before:,} -> ' in str(report)
+
+    saved = torch.load(report.checkpoint, weights_only=True)
+    assert saved['meta']['dataset_meta']['classes'] == ('a', 'b')
+    stamp = saved['meta']['mmseg_repvgg']
+    assert stamp['form'] == 'deploy'
+    assert stamp['source_sha256'] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    deployed = Config.fromfile(report.config)
+    assert not deployed.custom_hooks
+    assert 'train_dataloader' not in deployed
+    fused = MODELS.build(deployed.model)
+    fused.load_state_dict(saved['state_dict'], strict=True)
+    assert sum(p.numel() for p in fused.parameters()) == report.parameters_after
+    x = torch.randn(1, 3, 77, 91)
+    assert compare(model, fused, x).max_rel < 1e-5
+    torch.nn.init.zeros_(fused.backbone.stage_2[1].branch_reparam.bias)  # negative control
+    assert compare(model, fused, x).max_rel > 1e-3
+
+
+def test_a_baseline_without_repvgg_fuses_its_conv_bn(trained, tmp_path):
+    cfg, _, _ = trained
+    cfg.model.backbone = dict(type='ResNetV1c', depth=18, norm_cfg=dict(type='SyncBN'))
+    cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = 512, 256
+    model = MODELS.build(cfg.model)
+    randomise_batchnorms(model)
+    torch.save(model.state_dict(), tmp_path / 'r18.pth')
+    with pytest.raises(ValueError, match="holds no RepVGG block.*leave 'branches' out"):
+        fuse_checkpoint(cfg, tmp_path / 'r18.pth', tmp_path / 'f.pth')
+    assert not (tmp_path / 'f.pth').exists()
+    report = fuse_checkpoint(
+        cfg, tmp_path / 'r18.pth', tmp_path / 'f.pth', rewrites=['batchnorm'], num_images=0
+    )
+    assert report.counts == {'batchnorm': 20 + 2 + 6}  # the stem of V1c has three convs
+    assert report.on_images is None
+    assert 'not checked' in str(report)
+
+
+@pytest.mark.parametrize('where', ['fuse', 'config'])
+def test_a_mismatch_writes_nothing(trained, tmp_path, monkeypatch, where):
+    """Negative control: one tap off in every kernel, or a config that builds another model."""
+    cfg, _, checkpoint = trained
+    if where == 'fuse':
+        right = RepVGGBlock.get_equivalent_kernel_bias
+
+        def wrong(block):
+            kernel, bias = right(block)
+            return kernel.roll(1, dims=2), bias
+
+        monkeypatch.setattr(RepVGGBlock, 'get_equivalent_kernel_bias', wrong)
+        text = 'random input: the rewritten model is not equal'
+    else:
+        from mmseg_repvgg.deploy import fuse
+
+        right = fuse.deployed_config
+
+        def wrong(model, *args):
+            model['backbone']['dilations'] = (1, 1, 2, 2)
+            return right(model, *args)
+
+        monkeypatch.setattr(fuse, 'deployed_config', wrong)
+        text = 'the fused model built from its config'
+    with pytest.raises(EquivalenceError, match=text):
+        fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth')
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {'trained.pth'}
+
+
+def test_wrong_files_are_named(trained, tmp_path):
+    cfg, model, checkpoint = trained
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=0)
+    with pytest.raises(CheckpointError, match='is fused already; give the training config'):
+        fuse_checkpoint(cfg, report.checkpoint, tmp_path / 'again.pth')
+    with pytest.raises(CheckpointError, match='is fused already'):
+        fuse_checkpoint(Config.fromfile(report.config), checkpoint, tmp_path / 'again.pth')
+    with pytest.raises(ValueError, match='must end in .pth'):
+        fuse_checkpoint(cfg, checkpoint, tmp_path / 'out')
+    with pytest.raises(ValueError, match='is the training checkpoint itself'):
+        fuse_checkpoint(cfg, checkpoint, checkpoint)
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        fuse_checkpoint(cfg, tmp_path / 'nowhere.pth', tmp_path / 'out.pth')
+    state = model.state_dict()
+    state.pop('backbone.stem.branch_1x1.conv.weight')
+    state['extra'] = torch.zeros(1)
+    state['decode_head.conv_seg.bias'] = torch.zeros(7)
+    torch.save(state, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError) as error:
+        fuse_checkpoint(cfg, tmp_path / 'other.pth', tmp_path / 'out.pth')
+    for part in (
+        '1 missing (backbone.stem.branch_1x1.conv.weight)',
+        '1 unexpected (extra)',
+        '1 of_another_shape (decode_head.conv_seg.bias (7,) for (19,))',
+    ):
+        assert part in str(error.value)
+    cfg.model.backbone.arch = 'A0'
+    with pytest.raises(CheckpointError, match='same architecture, number of classes and form'):
+        fuse_checkpoint(cfg, checkpoint, tmp_path / 'out.pth')

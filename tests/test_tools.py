@@ -1,0 +1,100 @@
+"""The tools as a user calls them: from a foreign folder, by the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+DEMO = PROJECT / 'configs' / 'demo_pspnet_repvgg_a0.py'
+
+# A0 at 512x256 takes minutes; nothing but sizes is changed
+SMALL = [
+    'train_dataloader.batch_size=2',
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'default_hooks.checkpoint.interval=1',
+    'default_hooks.logger.interval=1',
+    *(
+        f'{split}_dataloader.{setting}'
+        for split in ('train', 'val', 'test')
+        for setting in ('num_workers=0', 'persistent_workers=False')
+    ),
+]
+
+
+def call(name, *args, cwd, code=0):
+    """Run a tool; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / 'tools' / name), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def metrics(work_dir):
+    (path,) = Path(work_dir).glob('*/*.json')
+    return json.loads(path.read_text())
+
+
+def options(scenes):
+    roots = [f'{s}_dataloader.dataset.data_root={scenes}' for s in ('train', 'val', 'test')]
+    return ['--cfg-options', *roots, *SMALL]
+
+
+def test_train_resume_fuse_and_test_from_a_foreign_folder(scenes, tmp_path):
+    small = options(scenes)
+    log = call('train.py', DEMO, '--work-dir', 'work', *small, cwd=tmp_path)
+    assert 'Evaluating the deployed form: 22 RepVGG blocks, 6 conv-BN pairs' in log
+    assert (tmp_path / 'work' / 'iter_2.pth').is_file()
+    more = [*small, 'train_cfg.max_iters=3']
+    log = call('train.py', DEMO, '--work-dir', 'work', '--resume', *more, cwd=tmp_path)
+    assert 'resumed epoch: 0, iter: 2' in log
+
+    log = call('deploy_fuse.py', DEMO, 'work/iter_3.pth', 'fused.pth', *small, cwd=tmp_path)
+    assert 'fused: 22 RepVGG blocks, 6 conv-BN pairs' in log
+    assert 'argmax agreement 100.0000 %' in log
+    unfused = [*small, 'custom_hooks=[]']
+    call('test.py', DEMO, 'work/iter_3.pth', '--work-dir', 'a', *unfused, cwd=tmp_path)
+    painted = ['--out', 'maps', '--show-dir', 'painted']
+    call('test.py', 'fused.py', 'fused.pth', '--work-dir', 'b', *painted, cwd=tmp_path)
+    assert metrics(tmp_path / 'a')['mIoU'] == metrics(tmp_path / 'b')['mIoU'] > 0
+    assert len(list((tmp_path / 'maps').glob('*.png'))) == 3
+    assert list((tmp_path / 'painted').rglob('*.png'))
+
+    # a second fusing is refused, in one line, with the exit code saying so
+    log = call('deploy_fuse.py', 'fused.py', 'fused.pth', 'again.pth', cwd=tmp_path, code=1)
+    assert 'deploy_fuse: error: fused.pth is fused already' in log
+    assert not (tmp_path / 'again.pth').exists()
+    log = call('train.py', 'fused.py', cwd=tmp_path, code=1)
+    assert 'is the config of a fused model' in log
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'text'),
+    [
+        ('train.py', ['nowhere.py'], 'config nowhere.py not found'),
+        (
+            'train.py',
+            [DEMO],
+            "train_dataloader: data_root 'data/demo_scenes/' is not a folder. Set",
+        ),
+        (
+            'test.py',
+            [DEMO, 'x.pth'],
+            "test_dataloader: data_root 'data/demo_scenes/' is not a folder",
+        ),
+        ('deploy_fuse.py', [DEMO, 'nowhere.pth', 'out.pth'], 'nowhere.pth'),
+        ('deploy_fuse.py', [DEMO, 'a.pth', 'out.onnx'], 'must end in .pth'),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line(tool, args, text, tmp_path):
+    log = call(tool, *args, cwd=tmp_path, code=1)
+    assert text in log
+    assert 'Traceback' not in log

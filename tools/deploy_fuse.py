@@ -1,0 +1,46 @@
+"""Fuse a training checkpoint: ``python tools/deploy_fuse.py CONFIG CHECKPOINT OUT.pth``.
+
+Writes OUT.pth and the config that loads it, OUT.py. Exit code 0 means that the fused model was
+proved equal; otherwise nothing is written.
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.engine import launch
+from mmseg_repvgg.reparam import REWRITES
+
+
+def main() -> None:
+    """Parse the options, fuse, and print the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='training config')
+    parser.add_argument('checkpoint', help='training checkpoint')
+    parser.add_argument('out', help='fused checkpoint to write')
+    parser.add_argument(
+        '--rewrites', nargs='+', default=['branches', 'batchnorm'], choices=list(REWRITES)
+    )
+    parser.add_argument('--tolerance', type=float, help='largest relative difference')
+    parser.add_argument('--images', type=int, default=2, help='test images to compare on')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    args = parser.parse_args()
+    with launch.user_errors('deploy_fuse'):
+        report = fuse_checkpoint(
+            launch.load_config(args.config, args.cfg_options),
+            args.checkpoint,
+            args.out,
+            args.rewrites,
+            args.tolerance,
+            args.images,
+        )
+        print(report)
+
+
+if __name__ == '__main__':
+    main()

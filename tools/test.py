@@ -1,0 +1,45 @@
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options that users of mmseg know, and evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for logs and metrics')
+    parser.add_argument('--out', help='folder for the predicted label maps')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for painted predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    # torch.distributed.launch passes it; torchrun sets the environment variable
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with launch.user_errors('test'):
+        launch.test(
+            launch.load_config(args.config, args.cfg_options),
+            args.checkpoint,
+            work_dir=args.work_dir,
+            out=args.out,
+            show=args.show,
+            show_dir=args.show_dir,
+            wait_time=args.wait_time,
+            tta=args.tta,
+            launcher=args.launcher,
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,44 @@
+"""Train a model on a config: ``python tools/train.py configs/pspnet_repvgg_b2.py``."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options that users of mmseg know, and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='CHECKPOINT',
+        help='resume from CHECKPOINT, or from the last one in the work folder',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
+    # torch.distributed.launch passes it; torchrun sets the environment variable
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with launch.user_errors('train'):
+        launch.train(
+            launch.load_config(args.config, args.cfg_options),
+            args.work_dir,
+            args.resume,
+            args.amp,
+            args.launcher,
+        )
+
+
+if __name__ == '__main__':
+    main()
