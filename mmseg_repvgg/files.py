@@ -28,8 +28,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         text = (
-            f'{target} was not written: {error.strerror or error}. Check that {target.parent} is a '
-            'folder you may write to, with enough free space; what had that name before is as it was'
+            f'{target} was not written: {error.strerror or error}. Check that {target.parent} is '
+            'a folder you may write to, with enough free space; the file of that name is as before'
         )
         raise type(error)(error.errno, text) from error
     finally:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 # The tests' networks are tiny: threads that wait for each other on a busy machine make them ten
-# times slower. A fixed number also keeps sums of floats repeatable. `pytest -n` uses the other cores.
+# times slower. A fixed number also keeps sums of floats repeatable. `pytest -n` uses the other
+# cores.
 torch.set_num_threads(1)
 
 # Time limits per example fail on a busy machine, and a random example that fails only once helps

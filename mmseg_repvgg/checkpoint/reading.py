@@ -1,11 +1,9 @@
 """Reading weights without running what is in the file, and writing them so that others can."""
 
-import contextlib
 import io
 import os
 import pickle
 import re
-import uuid
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from mmseg_repvgg.checkpoint.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN, Refused, resolve, stand_ins
+from mmseg_repvgg.files import whole_file
 
 __all__ = [
     'CheckpointError',
@@ -127,23 +126,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
     _check_plain(checkpoint, 'checkpoint')
     content = io.BytesIO()  # in memory: torch's zip writer hides why a disk refused
     torch.save(checkpoint, content)
-    file = Path(os.path.realpath(Path(path).expanduser()))  # write through a link, keep the link
-    part = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.part')
-    try:
-        with part.open('xb') as stream:
-            stream.write(content.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as error:
-        text = (
-            f'{file} was not written: {error.strerror}. Check that {file.parent} is a folder you '
-            'may write to, with enough free space; what had that name before is as it was'
-        )
-        raise OSError(error.errno, text) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _refuse_other_kinds(file: Path) -> None:

@@ -33,8 +33,14 @@ from mmseg_repvgg.reparam.equivalence import (
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 from mmseg_repvgg.version import __version__
 
-TRAINING_KEYS = ('train_cfg', 'train_dataloader', 'train_pipeline', 'optim_wrapper')
-TRAINING_KEYS += ('param_scheduler', 'auto_scale_lr')
+TRAINING_KEYS = (
+    'train_cfg',
+    'train_dataloader',
+    'train_pipeline',
+    'optim_wrapper',
+    'param_scheduler',
+    'auto_scale_lr',
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Mo
     return model
 
 
-def _images(cfg: Config, model: nn.Module, count: int) -> Iterator[Tensor]:
+def _images(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
     """Preprocessed test images (1, C, H, W), cropped to the window of sliding-window tests."""
     dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset')
     if count < 1 or not dataset_cfg or not os.path.isdir(dataset_cfg.get('data_root') or ''):

@@ -122,15 +122,15 @@ class RepVGGDeployHook(Hook):
         runner.logger.info(f'Evaluating the deployed form: {describe(self._counts)}; {found}')
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _without_tta(model: nn.Module) -> nn.Module:
+def _without_tta(model: Any) -> nn.Module:
     return model.module if isinstance(model, BaseTTAModel) else model
 
 
-def _first_image(model: nn.Module, data_batch: Any) -> Tensor:
+def _first_image(model: Any, data_batch: Any) -> Tensor:
     """The batch's first image, preprocessed, cropped to CHECK_SIZE: (1, C, H, W).
 
     A batch of another kind (several views of an image, for example) gives random images.

@@ -88,7 +88,7 @@ class DilatedRepVGG(BaseModule):
         self.frozen_stages, self.norm_eval, self.deploy = frozen_stages, norm_eval, deploy
         self._check_outputs_and_freezing()
 
-        common = dict(
+        common: dict[str, Any] = dict(
             se_cfg=self.arch.se_cfg,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
@@ -163,7 +163,8 @@ class DilatedRepVGG(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        for frozen in [self.stem, *self.stages[: self.frozen_stages]]:
+        frozen_modules: list[nn.Module] = [self.stem, *self.stages[: self.frozen_stages]]
+        for frozen in frozen_modules:
             frozen.eval()
             frozen.requires_grad_(False)
 

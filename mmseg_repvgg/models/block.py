@@ -69,6 +69,11 @@ class RepVGGBlock(BaseModule):
         ValueError: On an argument that is out of range or cannot act.
     """
 
+    branch_3x3: Any  # nn.Sequential of conv and norm
+    branch_1x1: Any
+    branch_norm: nn.Module | None
+    branch_reparam: nn.Conv2d  # the fused form has this one instead
+
     def __init__(
         self,
         in_channels: int,
@@ -194,10 +199,8 @@ def _conv_bn(conv: nn.Conv2d, norm_cfg: Mapping[str, Any]) -> nn.Sequential:
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Keep running statistics as they are: recomputation must not count a batch twice."""
-    norms = [
-        m
-        for m in module.modules()
-        if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+    norms: list[Any] = [
+        m for m in module.modules() if getattr(m, 'num_batches_tracked', None) is not None
     ]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:

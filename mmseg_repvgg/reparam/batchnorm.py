@@ -7,6 +7,7 @@ unfused one by the rounding of its own convolutions only.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,7 @@ def fuse_batchnorms(model: nn.Module) -> int:
     return count
 
 
-def _conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
+def _conv_norm_pairs(module: Any) -> list[tuple[str, str]]:
     """Names of the (conv, norm) children that ``module`` is known to run one after the other."""
     # ConvModule: told by its attributes, for mmcv need not be installed to use this file
     if hasattr(module, 'with_norm') and hasattr(module, 'order') and hasattr(module, 'norm_name'):

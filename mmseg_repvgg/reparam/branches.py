@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ def fuse_branches(model: nn.Module) -> int:
     Raises:
         ValueError: If the model holds no such block, fused or not.
     """
-    blocks = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
+    blocks: list[Any] = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
     if not blocks:
         raise ValueError(
             f'{type(model).__name__} holds no RepVGG block, so there are no branches to fuse; '

@@ -65,7 +65,7 @@ def random_images(
     return images.to(device=like.device, dtype=like.dtype)
 
 
-def model_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+def model_outputs(model: Any, images: Tensor) -> list[Tensor]:
     """All raw outputs of a model for preprocessed images (N, C, H, W).
 
     Of a segmentor: the logits of the decode head and of every auxiliary head; of another mmengine

@@ -1,4 +1,4 @@
-"""Pickles that do harm when they are believed, for the tests of safe reading."""
+"""Checkpoints with more than tensors in them, most of it harmful, for the tests of reading."""
 
 import os
 import zipfile
@@ -72,6 +72,14 @@ def save(where: Path, harm: Any, place: str, zipped: bool = True) -> Path:
     }
     torch.save(checkpoint, where, _use_new_zipfile_serialization=zipped)
     return where
+
+
+def history(*values: float) -> HistoryBuffer:
+    """A log as mmengine keeps it: harmless, and not only tensors."""
+    buffer = HistoryBuffer()
+    for value in values:
+        buffer.update(value)
+    return buffer
 
 
 def edit_pickle(file: Path, old: bytes, new: bytes) -> None:

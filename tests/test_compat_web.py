@@ -1,0 +1,128 @@
+"""mmengine reads checkpoints from the web safely; the web is a server on this machine."""
+
+import functools
+import http.server
+import os
+import threading
+
+import pytest
+import torch
+from mmengine.runner import CheckpointLoader, checkpoint
+
+from mmseg_repvgg import compat
+from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError
+from tests.checkpoint import payloads
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A folder served on this machine: (folder, its URL, the requests so far)."""
+    folder, requests = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, _format, *args):
+            requests.append(args[0])
+
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
+    thread.start()
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    try:
+        yield folder, f'http://127.0.0.1:{server.server_address[1]}', requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_download_is_read_safely_and_cached(web, tmp_path):
+    folder, url, requests = web
+    payloads.save(folder / 'x.pth', '', 'meta')
+    for _ in range(2):
+        read = CheckpointLoader.load_checkpoint(f'{url}/x.pth', map_location='cpu')
+        assert read['state_dict'].keys() == {'weight', 'bias'}
+    assert len(requests) == 1
+    assert os.listdir(tmp_path / 'cache' / 'hub' / 'checkpoints') == ['x.pth']
+
+
+def test_download_does_not_run_what_is_in_it(web, tmp_path):
+    folder, url, _ = web
+    trace = tmp_path / 'trace'
+    payloads.save(folder / 'x.pth', payloads.by_eval(trace), 'meta')
+    with pytest.raises(UnsafeCheckpointError):
+        CheckpointLoader.load_checkpoint(f'{url}/x.pth')
+    assert not trace.exists()
+    checkpoint.load_url(f'{url}/x.pth')  # control: what both families call
+    assert trace.exists()
+
+
+def test_names_of_published_models_are_read_safely(web, tmp_path, monkeypatch):
+    folder, url, _ = web
+    trace = tmp_path / 'trace'
+    payloads.save(folder / 'good.pth', '', 'meta')
+    payloads.save(folder / 'bad.pth', payloads.by_eval(trace), 'meta')
+    urls = {'good': f'{url}/good.pth', 'bad': f'{url}/bad.pth'}
+    for table in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(checkpoint, table, lambda: urls)
+    for scheme in ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls'):
+        assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{scheme}://good')
+        with pytest.raises(UnsafeCheckpointError):
+            CheckpointLoader.load_checkpoint(f'{scheme}://bad')
+    assert not trace.exists()
+
+
+def test_failed_downloads_are_explained(web, tmp_path):
+    folder, url, _ = web
+    cached = tmp_path / 'cache' / 'hub' / 'checkpoints' / 'none.pth'
+    with pytest.raises(CheckpointError, match=r'could not be downloaded.*404') as error:
+        CheckpointLoader.load_checkpoint(f'{url}/none.pth')
+    assert f'put it at {cached}' in str(error.value)
+    assert not cached.exists()
+    with pytest.raises(CheckpointError, match='could not be downloaded'):
+        CheckpointLoader.load_checkpoint('http://127.0.0.1:1/x.pth')
+    (folder / 'page.pth').write_text('<html>not found</html>')
+    with pytest.raises(CheckpointError, match='a web page'):
+        CheckpointLoader.load_checkpoint(f'{url}/page.pth')
+
+
+@pytest.mark.parametrize(
+    ('rank', 'local_rank', 'requested_before'),
+    [(0, '0', 1), (3, '1', 0), (2, '0', 1), (1, None, 0)],
+)
+def test_one_process_of_each_machine_downloads(
+    web, tmp_path, monkeypatch, rank, local_rank, requested_before
+):
+    """Process ``rank`` of four on two machines; its neighbour's file is there after the barrier."""
+    folder, url, requests = web
+    payloads.save(folder / 'x.pth', '', 'meta')
+    at_barrier = []
+
+    def barrier():
+        at_barrier.append(len(requests))
+        if not requested_before:
+            payloads.save(tmp_path / 'x.pth', '', 'meta')
+
+    monkeypatch.setattr('mmengine.dist.get_dist_info', lambda: (rank, 4))
+    monkeypatch.setattr(torch.distributed, 'barrier', barrier)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv('LOCAL_RANK', local_rank)
+    read = compat.load_from_http(f'{url}/x.pth', 'cpu', model_dir=str(tmp_path))
+    assert 'state_dict' in read
+    assert at_barrier == [requested_before]
+    assert len(requests) == requested_before
+
+
+def test_nobody_waits_for_a_failed_download(web, tmp_path, monkeypatch):
+    _, url, _ = web
+    at_barrier = []
+    monkeypatch.setattr('mmengine.dist.get_dist_info', lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, 'barrier', lambda: at_barrier.append(True))
+    with pytest.raises(CheckpointError):
+        compat.load_from_http(f'{url}/none.pth', model_dir=str(tmp_path))
+    assert at_barrier == [True]
