@@ -38,11 +38,11 @@ setup(
     # takes exactly one of the extras `openmmlab` and `onedl`. OpenCV comes with either, in the
     # variant it asks for; two variants in one environment overwrite each other.
     install_requires=[
-        'torch>=2.1',
+        'torch>=2.6',  # the first whose weights_only loading is safe and takes our stand-ins
         'torchvision',
         'numpy',
         'pillow',
-        'matplotlib',
+        'tqdm',
         'safetensors',
         'cityscapesscripts',
     ],

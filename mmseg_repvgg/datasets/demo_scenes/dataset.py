@@ -1,0 +1,196 @@
+"""The demo scenes as a data set on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mmseg_repvgg.datasets.cityscapes import (
+    IMAGE_SUFFIX,
+    LABEL_IDS_SUFFIX,
+    POLYGONS_SUFFIX,
+    TRAIN_IDS_SUFFIX,
+    write_label_image,
+)
+from mmseg_repvgg.datasets.demo_scenes.scene import compose_scene
+from mmseg_repvgg.datasets.jobs import run_jobs
+from mmseg_repvgg.files import whole_file
+
+DEMO_CLASSES = (
+    'road', 'sidewalk', 'building', 'pole', 'traffic sign', 'vegetation', 'terrain', 'sky',
+    'person', 'car', 'bus',
+)  # fmt: skip
+"""The Cityscapes classes that occur, in the order of their train ids; all else is ignored (255)."""
+
+_CITIES = {'train': 'demoburg', 'val': 'demostadt'}
+_STAMP = 'demo_scenes.json'
+_VERSION = 1  # raise it when the same seed gives other pictures
+_SMALLEST = 64  # pixels
+
+
+def make_demo_scenes(
+    root: str | os.PathLike[str],
+    num_train: int = 200,
+    num_val: int = 40,
+    size: tuple[int, int] = (512, 256),
+    seed: int = 0,
+    workers: int = 2,
+    force: bool = False,
+) -> Path:
+    """Draw street scenes and their labels into a folder laid out like Cityscapes.
+
+    Each scene has an image (``leftImg8bit``) and, in ``gtFine``, polygons, label ids and train ids.
+    A scene depends on the seed, its split and its number only, so it is the same for any number of
+    workers or scenes. A second call with the same settings makes what is missing, usually nothing.
+
+    Args:
+        root: folder to write to; it is made if it is not there.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        size: (width, height) of the images in pixels, at least 64 each.
+        seed: 0 or more.
+        workers: number of processes; 1 works in the calling process.
+        force: replace demo scenes with other settings that are in ``root``.
+
+    Returns:
+        ``root``, as the ``data_root`` of a ``CityscapesDataset``.
+
+    Raises:
+        ValueError: a setting is out of range, or ``root`` holds demo scenes with other settings, or
+            another data set.
+        PermissionError: ``root`` cannot be written to.
+    """
+    root = Path(root)
+    settings = _checked_settings(num_train, num_val, size, seed)
+    _refuse_other_data(root)
+    stamp = root / _STAMP
+    made_with = _read_stamp(stamp)
+    if made_with != settings:
+        if made_with is not None and not force:
+            raise ValueError(
+                f'{root} holds demo scenes with the settings {made_with}, but {settings} are '
+                'asked for: replace them with force=True (--force), or choose another folder'
+            )
+        _remove_scenes(root)
+    for path in _city_folders(root):
+        path.mkdir(parents=True, exist_ok=True)
+    scenes = [('train', index) for index in range(num_train)]
+    scenes += [('val', index) for index in range(num_val)]
+    lacking = [
+        scene for scene in scenes if not all(path.is_file() for path in _paths(root, *scene))
+    ]
+    jobs = [(root, *scene, size, seed) for scene in lacking]
+    with _one_thread():
+        run_jobs(_write_scene, jobs, workers, 'demo scenes', initializer=_use_one_thread)
+    if made_with != settings:
+        with whole_file(stamp) as temporary:
+            temporary.write_text(json.dumps(settings) + '\n')
+    return root
+
+
+def _checked_settings(
+    num_train: int, num_val: int, size: tuple[int, int], seed: int
+) -> dict[str, Any]:
+    """Return the settings for the stamp, or raises ValueError."""
+    if min(num_train, num_val) < 0 or num_train + num_val == 0:
+        raise ValueError(
+            f'num_train={num_train}, num_val={num_val}: both must be 0 or more, and not both 0'
+        )
+    if len(size) != 2 or min(size) < _SMALLEST:
+        raise ValueError(
+            f'size={tuple(size)} must be (width, height) of at least {_SMALLEST} pixels each'
+        )
+    if seed < 0:
+        raise ValueError(f'seed={seed} must be 0 or more')
+    numbers = {'num_train': num_train, 'num_val': num_val, 'seed': seed, 'version': _VERSION}
+    return {**numbers, 'size': list(size)}
+
+
+def _read_stamp(path: Path) -> Any:
+    """Return the settings with which scenes were finished, or None."""
+    if not path.is_file():
+        return None
+    text = path.read_text()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _city_folders(root: Path) -> list[Path]:
+    return [
+        root / kind / split / city
+        for kind in ('leftImg8bit', 'gtFine')
+        for split, city in _CITIES.items()
+    ]
+
+
+def _remove_scenes(root: Path) -> None:
+    """Remove the demo scenes from a folder, the stamp first."""
+    (root / _STAMP).unlink(missing_ok=True)
+    for path in _city_folders(root):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _refuse_other_data(root: Path) -> None:
+    """Raise ValueError if a folder holds images or annotations that are not demo scenes."""
+    if root.exists() and not root.is_dir():
+        raise ValueError(f'{root} is a file: choose a folder for the demo scenes')
+    others = set(root.glob('leftImg8bit/*/*')) | set(root.glob('gtFine/*/*'))
+    others -= set(_city_folders(root))
+    if others:
+        raise ValueError(
+            f'{root} holds another data set ({sorted(others)[0]}): choose another folder'
+        )
+
+
+def _paths(root: Path, split: str, index: int) -> tuple[Path, Path, Path, Path]:
+    """Return where image, polygons, label ids and train ids of a scene are."""
+    city = _CITIES[split]
+    name = f'{city}_{index:06d}_000019'  # Cityscapes annotates frame 19 of each snippet
+    truth = root / 'gtFine' / split / city
+    return (
+        root / 'leftImg8bit' / split / city / f'{name}{IMAGE_SUFFIX}',
+        truth / f'{name}{POLYGONS_SUFFIX}',
+        truth / f'{name}{LABEL_IDS_SUFFIX}',
+        truth / f'{name}{TRAIN_IDS_SUFFIX}',
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep OpenCV from threading; a process forked while it has threads would wait for them."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _use_one_thread() -> None:
+    cv2.setNumThreads(1)  # in processes that are started, not forked
+
+
+def _write_scene(root: Path, split: str, index: int, size: tuple[int, int], seed: int) -> None:
+    """Draw one scene and writes its files, the image last."""
+    rng = np.random.default_rng([seed, list(_CITIES).index(split), index])
+    image, objects = compose_scene(rng, *size)
+    image_path, polygons, label_ids, train_ids = _paths(root, split, index)
+    annotation = {'imgHeight': size[1], 'imgWidth': size[0], 'objects': objects}
+    with whole_file(polygons) as temporary:
+        temporary.write_text(json.dumps(annotation))
+    write_label_image(polygons, label_ids, 'ids')
+    write_label_image(polygons, train_ids, 'trainIds')
+    _, encoded = cv2.imencode('.png', image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    with whole_file(image_path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
