@@ -9,13 +9,6 @@ The paper starts from ImageNet weights; add to the command
 --cfg-options model.pretrained=open-mmlab://resnet101_v1c
 """
 
-_base_ = [
-    './_base_/models/pspnet_resnet.py',
-    './_base_/datasets/cityscapes_713x713.py',
-    './_base_/schedules/semseg_40e.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './pspnet_r50.py'
 
 model = dict(backbone=dict(depth=101))
-# the paper tests its baselines with every conv-BN fused
-custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

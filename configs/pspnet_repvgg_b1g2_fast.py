@@ -9,15 +9,6 @@ The paper starts from ImageNet weights; add to the command
 --cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B1g2_8xb32_in1k_20221213-ae6428fd.pth
 """
 
-_base_ = [
-    './_base_/models/pspnet_repvgg.py',
-    './_base_/datasets/cityscapes_713x713.py',
-    './_base_/schedules/semseg_40e.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './pspnet_repvgg_b1g2.py'
 
-model = dict(
-    backbone=dict(arch='B1g2', dilations=(1, 1, (1,) * 12 + (2,) * 4, 4)),
-    decode_head=dict(in_channels=2048),
-    auxiliary_head=dict(in_channels=512),
-)
+model = dict(backbone=dict(dilations=(1, 1, (1,) * 12 + (2,) * 4, 4)))

@@ -13,6 +13,7 @@ DEMO = PROJECT / 'configs' / 'demo_pspnet_repvgg_a0.py'
 # A0 at 512x256 takes minutes; nothing but sizes is changed
 SMALL = [
     'train_dataloader.batch_size=2',
+    'model.data_preprocessor.size=(65,65)',
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=2',
     'default_hooks.checkpoint.interval=1',

@@ -186,6 +186,8 @@ def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> No
             '--show and --show-dir need '
             "default_hooks.visualization=dict(type='SegVisualizationHook')"
         )
-    hook.update(draw=True, show=show, wait_time=wait_time)
+    hook.update(
+        draw=True, show=show, wait_time=wait_time, interval=1
+    )  # every image, not every 50th
     if show_dir:
         cfg.visualizer.save_dir = show_dir
