@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from mmseg_repvgg.checkpoint.reading import CheckpointError
+from mmseg_repvgg.checkpoint.errors import CheckpointError
+from mmseg_repvgg.checkpoint.naming import BACKBONE, SCHEMES, scheme_of, translate
 
 SHOWN = 3
 """How many names of a long list an error shows."""
@@ -40,7 +42,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     ]
     if missing or left_over or shapes:
         found = [
-            f'{len(names)} {what} ({", ".join(names[:SHOWN])}{", ..." * (len(names) > SHOWN)})'
+            f'{len(names)} {what} ({_shown(names)})'
             for what, names in dict(
                 missing=missing, unexpected=left_over, of_another_shape=shapes
             ).items()
@@ -52,3 +54,56 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             'form (training or fused)'
         )
     model.load_state_dict(dict(state), strict=False)
+
+
+def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
+    """Load the weights of a RepVGG classifier, segmentor or backbone into a backbone.
+
+    Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.naming`, with or without
+    ``backbone.``. All of the backbone must be found, in its own form; weights of heads, and of
+    stages that were not built, are left.
+
+    Args:
+        model: A ``DilatedRepVGG``.
+        state: Tensors by name.
+        source: What messages call the weights, a file name.
+
+    Returns:
+        One line that says how much was loaded and what was left.
+
+    Raises:
+        CheckpointError: If the names are not those of a RepVGG, the form is the other one, or
+            something of the backbone is missing or has another shape.
+    """
+    scheme = scheme_of(state)
+    if scheme is None:
+        raise CheckpointError(
+            f'{source} holds no RepVGG weights: of {len(state)} tensors, {_shown(list(state))}. '
+            f'Known are the names of {", ".join(SCHEMES)}'
+        )
+    ours = translate(state, 'ours')
+    if is_fused(ours) != model.deploy:
+        raise CheckpointError(_other_form(source, is_fused(ours)))
+    own = model.state_dict()
+    found = {name: ours[BACKBONE + name] for name in own if BACKBONE + name in ours}
+    load_strictly(model, found, source)
+    left = [name for name in ours if name.removeprefix(BACKBONE) not in own]
+    note = f'; left: {len(left)} ({_shown(left)})' if left else ''
+    return f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme}){note}'
+
+
+def _other_form(source: str, fused: bool) -> str:
+    if fused:
+        return (
+            f'{source} holds fused weights, but the model is in training form. Fused weights have '
+            'no branches to train: load the training checkpoint it was made from, or build the '
+            'model with deploy=True for inference'
+        )
+    return (
+        f'{source} holds training-form weights, but the model is built fused (deploy=True). Fuse '
+        'them first: python tools/deploy_fuse.py CONFIG CHECKPOINT OUT.pth'
+    )
+
+
+def _shown(names: list[str]) -> str:
+    return ', '.join(names[:SHOWN]) + ', ...' * (len(names) > SHOWN)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmseg_repvgg.checkpoint.loading import load_backbone
+from mmseg_repvgg.checkpoint.reading import state_dict_of
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.block import RepVGGBlock
 
@@ -138,6 +142,23 @@ class DilatedRepVGG(BaseModule):
             if i in self.out_indices:
                 outs.append(x)
         return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Initialize as ``init_cfg`` says; ``Pretrained`` takes weights in any naming scheme.
+
+        Raises:
+            CheckpointError: If the pretrained weights do not fill the whole backbone.
+        """
+        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
+        if not pretrained:
+            super().init_weights()
+            return
+        source = self.init_cfg['checkpoint']
+        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        prefix = self.init_cfg.get('prefix') or ''
+        state = {k.removeprefix(prefix): v for k, v in state_dict_of(checkpoint).items()}
+        print_log(load_backbone(self, state, source), logger='current')
+        self._is_init = True
 
     def switch_to_deploy(self) -> None:
         """Fuse every block, in place. Fusing twice is fusing once.
