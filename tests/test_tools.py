@@ -73,6 +73,9 @@ def test_train_resume_fuse_and_test_from_a_foreign_folder(scenes, tmp_path):
     log = call('deploy_fuse.py', 'fused.py', 'fused.pth', 'again.pth', cwd=tmp_path, code=1)
     assert 'deploy_fuse: error: fused.pth is fused already' in log
     assert not (tmp_path / 'again.pth').exists()
+    # nor are fused weights evaluated in a training config, where most would be left out
+    log = call('test.py', DEMO, 'fused.pth', *small, cwd=tmp_path, code=1)
+    assert 'test: error: fused.pth holds fused weights, but the model is in training form' in log
     log = call('train.py', 'fused.py', cwd=tmp_path, code=1)
     assert 'is the config of a fused model' in log
 

@@ -19,18 +19,24 @@ def is_fused(state: Mapping[str, Tensor]) -> bool:
     return any('.branch_reparam.' in f'.{name}' for name in state)
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load all of ``state`` into all of ``model``.
-
-    Counters of batches seen (``num_batches_tracked``) may be missing.
+def check_fit(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, required: float = 1.0
+) -> str:
+    """See how much of a model a state dict fills.
 
     Args:
-        model: The model.
+        model: The model; nothing is loaded.
         state: Tensors by name.
-        source: What the error calls the weights, a file name.
+        source: What messages call the weights, a file name.
+        required: The share of the model's tensors that must be found; 1 allows nothing left over
+            either. Counters of batches seen (``num_batches_tracked``) may be missing.
+
+    Returns:
+        One line that says how many tensors fit and what was left.
 
     Raises:
-        CheckpointError: If a name is missing or left over, or a shape differs.
+        CheckpointError: If it is less than required; says what is missing, unexpected or of another
+            shape, and the usual causes.
     """
     own = model.state_dict()
     missing = [n for n in own if n not in state and not n.endswith('num_batches_tracked')]
@@ -40,19 +46,35 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
-    if missing or left_over or shapes:
-        found = [
-            f'{len(names)} {what} ({_shown(names)})'
-            for what, names in dict(
-                missing=missing, unexpected=left_over, of_another_shape=shapes
-            ).items()
-            if names
-        ]
-        raise CheckpointError(
-            f'{source} does not fit the model: of {len(own)} tensors, {"; ".join(found)}. '
-            'Check that config and checkpoint have the same architecture, number of classes and '
-            'form (training or fused)'
-        )
+    fitting = len([n for n in own if n in state]) - len(shapes)
+    found = '; '.join(
+        f'{len(names)} {what} ({_shown(names)})'
+        for what, names in {
+            'missing': missing,
+            'unexpected': left_over,
+            'of another shape': shapes,
+        }.items()
+        if names
+    )
+    enough = not found if required >= 1 else fitting >= required * len(own)
+    if enough:
+        return f'{fitting} of {len(own)} tensors loaded from {source}{found and "; " + found}'
+    if is_fused(state) != is_fused(own):
+        raise CheckpointError(_other_form(source, is_fused(state)))
+    raise CheckpointError(
+        f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; {found}. Check '
+        'that config and checkpoint have the same architecture, number of classes and form '
+        '(training or fused)'
+    )
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load all of ``state`` into all of ``model``.
+
+    Raises:
+        CheckpointError: As :func:`check_fit`.
+    """
+    check_fit(model, state, source)
     model.load_state_dict(dict(state), strict=False)
 
 

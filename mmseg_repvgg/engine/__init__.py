@@ -1,5 +1,6 @@
 """What runs in mmengine's Runner, and the launching of it."""
 
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
+from mmseg_repvgg.engine.load_hook import LoadCheckHook
 
-__all__ = ['RepVGGDeployHook']
+__all__ = ['LoadCheckHook', 'RepVGGDeployHook']

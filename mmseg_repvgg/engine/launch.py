@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmseg_repvgg.engine.load_hook import LoadCheckHook
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -87,6 +89,7 @@ def train(
     if isinstance(resume, str):
         cfg.load_from = resume
     runner = build_runner(cfg)
+    runner.register_hook(LoadCheckHook(required=1.0 if resume else 0.5))
     runner.train()
     return runner
 
@@ -134,7 +137,9 @@ def test(
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     if out is not None:
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
-    return build_runner(cfg).test()
+    runner = build_runner(cfg)
+    runner.register_hook(LoadCheckHook())
+    return runner.test()
 
 
 def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:

@@ -114,7 +114,7 @@ def test_what_does_not_fill_the_backbone_is_refused():
         load_backbone(fused, state, 'a.pth')
     with pytest.raises(CheckpointError, match='holds fused weights, but the model is in training'):
         load_backbone(model, fused.state_dict(), 'a.pth')
-    with pytest.raises(CheckpointError, match='of_another_shape'):
+    with pytest.raises(CheckpointError, match='of another shape'):
         load_backbone(DilatedRepVGG(dict(TINY, width_factor=(0.25,) * 4)), state, 'a.pth')
     with pytest.raises(ValueError, match="unknown naming scheme 'keras'"):
         translate(state, 'keras')

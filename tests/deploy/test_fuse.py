@@ -125,9 +125,22 @@ def test_wrong_files_are_named(trained, tmp_path):
     for part in (
         '1 missing (backbone.stem.branch_1x1.conv.weight)',
         '1 unexpected (extra)',
-        '1 of_another_shape (decode_head.conv_seg.bias (7,) for (19,))',
+        '1 of another shape (decode_head.conv_seg.bias (7,) for (19,))',
     ):
         assert part in str(error.value)
     cfg.model.backbone.arch = 'A0'
     with pytest.raises(CheckpointError, match='same architecture, number of classes and form'):
         fuse_checkpoint(cfg, checkpoint, tmp_path / 'out.pth')
+
+
+def test_mmsegs_own_api_serves_the_fused_pair(trained, tmp_path, scenes):
+    from mmseg.apis import inference_model, init_model
+
+    cfg, model, checkpoint = trained
+    cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # where mmseg's API looks
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=0)
+    fused = init_model(str(report.config), str(report.checkpoint), device='cpu')
+    assert fused.dataset_meta['classes'] == ('a', 'b')
+    assert compare(model, fused, torch.randn(1, 3, 64, 64)).max_rel < 1e-5
+    image = next((scenes / 'leftImg8bit' / 'val').glob('*/*.png'))
+    assert inference_model(fused, str(image)).pred_sem_seg.data.shape == (1, 64, 128)

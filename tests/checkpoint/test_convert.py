@@ -1,0 +1,40 @@
+"""tools/convert_weights.py's work."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmseg_repvgg.checkpoint import CheckpointError
+from mmseg_repvgg.checkpoint.convert import convert_weights
+from mmseg_repvgg.models import DilatedRepVGG
+from tests.common import TINY
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_there_and_back_by_files(tmp_path, suffix):
+    weights = {f'backbone.{k}': v for k, v in DilatedRepVGG(TINY).state_dict().items()}
+    weights['head.fc.weight'] = torch.ones(3, 64)
+    torch.save(dict(state_dict=weights, meta=dict(epoch=3)), tmp_path / 'a.pth')
+    official, timm, back = (tmp_path / f'{name}{suffix}' for name in 'bcd')
+    line = convert_weights(tmp_path / 'a.pth', official, 'official')
+    assert line.startswith(f'{len(weights)} tensors')
+    assert line.endswith(f'(ours) -> {official} (official)')
+    convert_weights(official, timm, 'timm')
+    convert_weights(timm, back, 'ours')
+    if suffix == '.pth':
+        state = torch.load(timm, weights_only=True)
+        final = torch.load(back, weights_only=True)['state_dict']
+    else:
+        state, final = load_file(timm), load_file(back)
+    assert 'stages.0.1.identity.weight' in state
+    assert set(final) == set(weights)
+    assert all(torch.equal(final[k], v) for k, v in weights.items())
+
+
+def test_wrong_files_are_refused_and_nothing_is_written(tmp_path):
+    torch.save({'conv.weight': torch.ones(1)}, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match='no RepVGG weights in the names of ours, official'):
+        convert_weights(tmp_path / 'other.pth', tmp_path / 'out.pth', 'timm')
+    with pytest.raises(ValueError, match=r'must end in .pth or .safetensors'):
+        convert_weights(tmp_path / 'other.pth', tmp_path / 'out.onnx', 'timm')
+    assert [p.name for p in tmp_path.iterdir()] == ['other.pth']

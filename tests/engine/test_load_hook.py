@@ -1,0 +1,68 @@
+"""LoadCheckHook in a real Runner: what is loaded, and what is refused."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+
+from mmseg_repvgg.checkpoint import CheckpointError
+from mmseg_repvgg.checkpoint.naming import translate
+from mmseg_repvgg.engine import LoadCheckHook
+from mmseg_repvgg.models import DilatedRepVGG
+from mmseg_repvgg.reparam import deployed_copy
+from tests.common import TINY, randomise_batchnorms, runner_cfg
+
+
+@pytest.fixture
+def files(scenes, tmp_path):
+    """A segmentor's checkpoint in training and fused form, and a classifier's in official names."""
+    init_default_scope('mmseg')
+    model = MODELS.build(runner_cfg(scenes, tmp_path).model)
+    randomise_batchnorms(model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'training.pth')
+    fused, _ = deployed_copy(model, ['branches', 'batchnorm'])
+    torch.save(dict(state_dict=fused.state_dict()), tmp_path / 'fused.pth')
+    backbone = DilatedRepVGG(TINY)
+    classifier = translate(
+        {f'backbone.{k}': v for k, v in backbone.state_dict().items()}, 'official'
+    )
+    torch.save(classifier | {'linear.weight': torch.ones(2, 64)}, tmp_path / 'official.pth')
+    return tmp_path, backbone
+
+
+def load(scenes, folder, name, hook, **backbone):
+    cfg = runner_cfg(scenes, folder / 'work', load_from=str(folder / name), log_level='INFO')
+    cfg.model.backbone.update(backbone)
+    cfg.experiment_name = name  # a log of its own
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(hook)
+    runner.load_or_resume()
+    return runner
+
+
+def test_a_whole_checkpoint_is_counted(scenes, files):
+    folder, _ = files
+    runner = load(scenes, folder, 'training.pth', LoadCheckHook())
+    total = len(runner.model.state_dict())
+    log = next((folder / 'work').glob('*/*.log')).read_text()
+    assert f'{total} of {total} tensors loaded from {folder}/training.pth\n' in log
+
+
+def test_what_mmengine_would_load_in_part_is_refused(scenes, files):
+    folder, _ = files
+    # negative control: without the hook nothing is raised, and the model keeps random weights
+    load(scenes, folder, 'fused.pth', LoadCheckHook(required=0.01))
+    with pytest.raises(CheckpointError, match='fused.pth holds fused weights, but the model'):
+        load(scenes, folder, 'fused.pth', LoadCheckHook())
+    wide = dict(arch=dict(TINY, width_factor=(0.25, 0.125, 0.125, 0.125)))
+    with pytest.raises(CheckpointError, match=r'training.pth does not fit .* of another shape'):
+        load(scenes, folder, 'training.pth', LoadCheckHook(), **wide)
+    with pytest.raises(ValueError, match='required=0 must be a share'):
+        LoadCheckHook(required=0)
+
+
+def test_a_classifier_in_official_names_fills_the_backbone(scenes, files):
+    folder, backbone = files
+    runner = load(scenes, folder, 'official.pth', LoadCheckHook(required=0.5))
+    state = runner.model.backbone.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in backbone.state_dict().items())

@@ -1,0 +1,22 @@
+"""Rename RepVGG weights: ``python tools/convert_weights.py SOURCE OUT --to official``."""
+
+import argparse
+
+from mmseg_repvgg.checkpoint.convert import convert_weights
+from mmseg_repvgg.checkpoint.naming import SCHEMES
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options and convert."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='checkpoint to read (.pth or .safetensors)')
+    parser.add_argument('out', help='file to write (.pth or .safetensors)')
+    parser.add_argument('--to', choices=list(SCHEMES), required=True, help='whose names')
+    args = parser.parse_args()
+    with launch.user_errors('convert_weights'):
+        print(convert_weights(args.source, args.out, args.to))
+
+
+if __name__ == '__main__':
+    main()
