@@ -1,1 +1,1 @@
-"""What models cost: time, and later parameters and operations."""
+"""What models cost: parameters, operations, time; and the paper's tables of them."""

@@ -1,0 +1,68 @@
+"""Parameters, FLOPs and Winograd MULs as the paper counts them (section 2.4, Tables 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WINOGRAD = 4 / 9
+"""Share of the multiplications that F(2x2, 3x3) Winograd leaves of a 3x3 conv."""
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a deployed network costs."""
+
+    params: float  # numbers: kernels, one bias a channel, the classifier
+    flops: float  # multiply-adds, of convs and linear layers, for one image
+    wino_muls: float  # the same with stride-1 3x3 convs counted 4/9
+
+
+def count(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int = 3) -> Complexity:
+    """Count a network in the form in which it is deployed: every conv-BN a conv with bias.
+
+    A BatchNorm is not counted; every conv is given one bias a channel.
+
+    Args:
+        model: A classifier or backbone. On the meta device nothing is computed.
+        size: Height and width of the image in pixels.
+        channels: Of the image.
+
+    Returns:
+        The totals over all convs and linear layers that run in one forward pass.
+    """
+    totals = dict(params=0.0, flops=0.0, wino_muls=0.0)
+    seen: set[int] = set()
+
+    def add(module: Any, _inputs: Any, output: Tensor) -> None:
+        weights = module.weight.numel()
+        features = weights // module.weight.shape[0]
+        flops = output.numel() * features
+        is_3x3 = isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+        winograd = is_3x3 and module.stride == (1, 1) and _is_accelerated(module)
+        totals['flops'] += flops
+        totals['wino_muls'] += flops * (WINOGRAD if winograd else 1)
+        if id(module) not in seen:
+            seen.add(id(module))
+            totals['params'] += weights + module.weight.shape[0]
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    device = next(model.parameters()).device
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, channels, *size, device=device))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return Complexity(**totals)
+
+
+def _is_accelerated(conv: nn.Conv2d) -> bool:
+    return conv.groups <= 4

@@ -1,0 +1,18 @@
+"""Print the paper's Tables 2 to 5 from the built models: ``python tools/paper_tables.py``."""
+
+import argparse
+
+from mmseg_repvgg.analysis.paper_tables import table_2_and_3, table_4_and_5
+
+
+def main() -> None:
+    """Print both pairs of tables as Markdown."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for table in (table_2_and_3, table_4_and_5):
+        for line in table():
+            print(line, flush=True)
+        print()
+
+
+if __name__ == '__main__':
+    main()
