@@ -128,7 +128,7 @@ def table_2_and_3() -> Iterator[str]:
     for name, arch in ARCHS.items():
         with torch.device('meta'):
             model = DilatedRepVGG(name)
-        stages = [[model.stem], *[list(stage) for stage in model.stages]]
+        stages: list[list[Any]] = [[model.stem], *[list(stage) for stage in model.stages]]
         blocks = [block for stage in stages for block in stage]
         groupwise = [i + 1 for i, block in enumerate(blocks) if block.groups > 1]
         layers = ', '.join(str(len(stage)) for stage in stages)
@@ -139,7 +139,7 @@ def table_2_and_3() -> Iterator[str]:
 
 def table_4_and_5() -> Iterator[str]:
     """Parameters, FLOPs and Winograd MULs of every row, beside the paper's."""
-    yield '| table | model | params (M) | paper | FLOPs (B) | paper | Wino MULs (B) | paper | note |'
+    yield '| table | model | params (M) | paper | FLOPs (B) | paper | MULs (B) | paper | note |'
     yield '|---|---|---|---|---|---|---|---|---|'
     for name, row in PAPER_ROWS.items():
         found = measure(name)
