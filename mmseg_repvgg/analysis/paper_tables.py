@@ -21,7 +21,7 @@ class PaperRow:
     """A row of Table 4 or 5: the cost the paper prints, and the model it is of."""
 
     table: int
-    params: float  # millions, cut after two decimals (as all rows show: rounding fits none)
+    params: float  # millions, cut after two decimals in every row but EfficientNet-B3's
     flops: float  # billions of multiply-adds
     wino_muls: float | None  # billions; the paper prints none for EfficientNet
     backbone: dict[str, Any] | None = None  # of mmpretrain; None: RepVGG
@@ -39,6 +39,7 @@ def _resnext(depth: int) -> dict[str, Any]:
     return dict(type='ResNeXt', depth=depth, groups=32, width_per_group=4)
 
 
+_ROUNDED = 'the parameters of this row are rounded, those of the others cut'
 _RESNEXT = 'some of its groupwise convs were seen to be accelerated; here none of 32 groups is'
 
 PAPER_ROWS: dict[str, PaperRow] = {
@@ -65,7 +66,7 @@ PAPER_ROWS: dict[str, PaperRow] = {
     'RepVGG-B3': PaperRow(5, 110.96, 26.2, 12.9),
     'RegNetX-12GF': PaperRow(5, 46.05, 12.1, 10.9, dict(type='RegNet', arch='regnetx_12gf'), 2240),
     'EfficientNet-B3': PaperRow(
-        5, 12.19, 1.8, None, dict(type='EfficientNet', arch='b3'), 1536, size=300
+        5, 12.19, 1.8, None, dict(type='EfficientNet', arch='b3'), 1536, size=300, note=_ROUNDED
     ),
 }
 """In the paper's order; RepVGG-B2g4 stands in both tables."""
