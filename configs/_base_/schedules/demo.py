@@ -1,6 +1,6 @@
 """A few minutes on two CPU cores, from scratch: AdamW with warm-up, poly 0.9."""
 
-max_iters = 300
+max_iters = 250
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.01))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
