@@ -114,25 +114,12 @@ def fuse_checkpoint(
     tolerance = tolerance_of(before) if tolerance is None else tolerance
     on_random = compare(before, after, random_images(before))
     require_equal(on_random, tolerance, 'random input')
-    on_images, seen = None, 0
-    for image in _images(cfg, before, num_images):
-        found = compare(before, after, image)
-        require_equal(found, tolerance, f'image {seen} of the test set')
-        on_images, seen = found if on_images is None else on_images.merge(found), seen + 1
-
+    on_images, seen = _compare_images(cfg, before, after, tolerance, num_images)
     deployed = _deployed_config(cfg, rewrites)
     _check_loads(deployed, after)
     out.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(loaded.get('meta') or {}) if isinstance(loaded, dict) else {}
-    stamp = dict(
-        form='deploy',
-        rewrites=list(rewrites),
-        version=__version__,
-        torch=str(torch.__version__),
-        source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-    )
-    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
-    write_checkpoint(dict(meta=dict(kept, mmseg_repvgg=stamp), state_dict=after.state_dict()), out)
+    meta = _meta(loaded, checkpoint, rewrites)
+    write_checkpoint(dict(meta=meta, state_dict=after.state_dict()), out)
     config_path = out.with_suffix('.py')
     with whole_file(config_path) as temporary:
         temporary.write_text(deployed.pretty_text, encoding='utf-8')
@@ -158,6 +145,31 @@ def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Mo
     load_strictly(model, state, source)
     model.eval()
     return model
+
+
+def _compare_images(
+    cfg: Config, before: nn.Module, after: nn.Module, tolerance: float, count: int
+) -> tuple[Difference | None, int]:
+    """Compare on up to ``count`` test images; the worst difference and how many there were."""
+    worst, seen = None, 0
+    for image in _images(cfg, before, count):
+        found = compare(before, after, image)
+        require_equal(found, tolerance, f'image {seen} of the test set')
+        worst, seen = found if worst is None else worst.merge(found), seen + 1
+    return worst, seen
+
+
+def _meta(loaded: dict[str, Any], checkpoint: str | Path, rewrites: Sequence[str]) -> dict:
+    """What the fused checkpoint says of itself: the classes, and where it comes from."""
+    meta = loaded.get('meta') or {}
+    stamp = dict(
+        form='deploy',
+        rewrites=list(rewrites),
+        version=__version__,
+        torch=str(torch.__version__),
+        source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+    )
+    return dict({key: meta[key] for key in ('dataset_meta',) if key in meta}, mmseg_repvgg=stamp)
 
 
 def _images(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
