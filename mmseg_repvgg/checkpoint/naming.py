@@ -1,12 +1,12 @@
 """The naming schemes of RepVGG weights, recognised from the names and translated into each other.
 
-======== ============================== ===============================
-scheme   a training-form weight         whose
-======== ============================== ===============================
-ours     backbone.stage_1.0.branch_3x3. this project and mmpretrain
-official stage1.0.rbr_dense.conv.weight github.com/DingXiaoH/RepVGG
-timm     stages.0.0.conv_kxk.conv.weigh timm's ``repvgg_*`` models
-======== ============================== ===============================
+======== ========================================== ===========================
+scheme   a training-form weight                     whose
+======== ========================================== ===========================
+ours     backbone.stage_1.0.branch_3x3.conv.weight  this project and mmpretrain
+official stage1.0.rbr_dense.conv.weight             github.com/DingXiaoH/RepVGG
+timm     stages.0.0.conv_kxk.conv.weight            timm's ``repvgg_*`` models
+======== ========================================== ===========================
 
 Fused weights have ``branch_reparam``, ``rbr_reparam`` and ``reparam_conv`` in the place of the
 branches. Only names differ: tensors are the same in all three.
@@ -28,15 +28,17 @@ class NamingScheme:
     """How one code base names the weights of a RepVGG classifier."""
 
     stem: str
-    stage: str  # a pattern with (stage, block), the stage counted from first_stage
-    first_stage: int
-    parts: tuple[str, ...]  # in the order of PARTS
+    stage: str  # with places for the numbers of stage and block
+    first_stage: int  # the number of the first stage after the stem
+    # 3x3 conv and norm, 1x1 conv and norm, identity's norm, fused conv, squeeze, excite
+    parts: tuple[str, str, str, str, str, str, str, str]
     classifier: str
     prefix: str = ''  # before all names but the classifier's
 
     def block(self, name: str) -> tuple[tuple[int, int], str] | None:
         """Split a name into its block, (0, 0) being the stem, and the rest of the name."""
-        found = re.match(rf'{self.stage}\.', name)
+        pattern = re.escape(self.stage).replace(r'\{\}', r'(\d+)')
+        found = re.match(rf'{pattern}\.', name)
         if found:
             return (int(found[1]) - self.first_stage + 1, int(found[2])), name[found.end() :]
         if name.startswith(f'{self.stem}.'):
@@ -45,20 +47,14 @@ class NamingScheme:
 
     def block_name(self, block: tuple[int, int]) -> str:
         """The name of a block."""
-        if block == (0, 0):
-            return self.stem
-        numbers = iter((str(block[0] + self.first_stage - 1), str(block[1])))
-        return re.sub(r'\(\\d\+\)', lambda _: next(numbers), self.stage).replace('\\', '')
+        stage, number = block
+        return self.stage.format(stage + self.first_stage - 1, number) if stage else self.stem
 
 
-# the parts of a block, as the rows below give them
-PARTS = (
-    '3x3 conv', '3x3 norm', '1x1 conv', '1x1 norm', 'identity', 'fused', 'squeeze', 'excite',
-)  # fmt: skip
 SCHEMES: dict[str, NamingScheme] = {
     'ours': NamingScheme(
         stem='stem',
-        stage=r'stage_(\d+)\.(\d+)',
+        stage='stage_{}.{}',
         first_stage=1,
         parts=(
             'branch_3x3.conv', 'branch_3x3.norm', 'branch_1x1.conv', 'branch_1x1.norm',
@@ -69,7 +65,7 @@ SCHEMES: dict[str, NamingScheme] = {
     ),
     'official': NamingScheme(
         stem='stage0',
-        stage=r'stage(\d+)\.(\d+)',
+        stage='stage{}.{}',
         first_stage=1,
         parts=(
             'rbr_dense.conv', 'rbr_dense.bn', 'rbr_1x1.conv', 'rbr_1x1.bn',
@@ -79,7 +75,7 @@ SCHEMES: dict[str, NamingScheme] = {
     ),
     'timm': NamingScheme(
         stem='stem',
-        stage=r'stages\.(\d+)\.(\d+)',
+        stage='stages.{}.{}',
         first_stage=0,
         parts=(
             'conv_kxk.conv', 'conv_kxk.bn', 'conv_1x1.conv', 'conv_1x1.bn',
@@ -95,11 +91,8 @@ def scheme_of(names: Iterable[str]) -> str | None:
 
     The prefix ``backbone.`` may stand before them in every scheme.
     """
-    found = {
-        scheme: sum(_split(scheme, name) is not None for name in names)
-        for names in [list(names)]
-        for scheme in SCHEMES
-    }
+    given = list(names)
+    found = {scheme: sum(_split(scheme, name) is not None for name in given) for scheme in SCHEMES}
     best = max(found, key=lambda scheme: found[scheme])
     return best if found[best] else None
 

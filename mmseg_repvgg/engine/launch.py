@@ -191,8 +191,7 @@ def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> No
             '--show and --show-dir need '
             "default_hooks.visualization=dict(type='SegVisualizationHook')"
         )
-    hook.update(
-        draw=True, show=show, wait_time=wait_time, interval=1
-    )  # every image, not every 50th
+    # interval: every image; mmseg's default is every 50th
+    hook.update(draw=True, show=show, wait_time=wait_time, interval=1)
     if show_dir:
         cfg.visualizer.save_dir = show_dir
