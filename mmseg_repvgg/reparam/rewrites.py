@@ -10,6 +10,8 @@ from torch import nn
 
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
 from mmseg_repvgg.reparam.branches import fuse_branches
+from mmseg_repvgg.reparam.dilation import undilate
+from mmseg_repvgg.reparam.pyramid import linearize_pyramids
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Rewrite:
 REWRITES: dict[str, Rewrite] = {
     'branches': Rewrite(fuse_branches, 'RepVGG blocks'),
     'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs'),
+    'dilation': Rewrite(undilate, 'dilated convs'),
+    'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids'),
 }
 """In the order in which they are applied."""
 

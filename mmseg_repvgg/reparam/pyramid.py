@@ -1,0 +1,181 @@
+"""Pooling-pyramid heads without pooling, upsampling and the wide concat, exactly.
+
+PSPNet's head (mmseg's ``PSPHead``; the top of ``UPerHead``) pools its input x to b x b for several
+b, reduces each by a 1x1 conv, upsamples the results to the size of x, concatenates all to x and
+applies a 3x3 conv, the bottleneck. Per axis, adaptive average pooling is a product with a constant
+matrix P (b, n), and bilinear upsampling one with U (n, b). The bottleneck's part over scale b,
+
+    sum over taps (ty, tx) of W[:, :, ty, tx] (U p U^T) shifted by the tap,
+
+is linear in the b * b pooled vectors p: with q[ty, tx, :, jy, jx] = W[:, :, ty, tx] p[:, jy, jx] it
+is V q V^T, where V (n, 3 b) holds U shifted by each tap, with zeros from outside the map. For
+RepVGG-B2 at 713x713 this removes 76 of the head's 172 GMACs, and the concat of 4608 channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TAPS = 3
+"""Of the bottleneck's kernel, per axis."""
+
+
+class Axis(NamedTuple):
+    """The constant matrices of one axis of n pixels."""
+
+    pool: list[Tensor]  # P (b, n) per scale b
+    spread: list[Tensor]  # V (n, TAPS * b) per scale b
+
+
+def pooling_matrix(length: int, scale: int) -> Tensor:
+    """Adaptive average pooling of ``length`` pixels to ``scale``: (scale, length) float64."""
+    return F.adaptive_avg_pool1d(torch.eye(length, dtype=torch.float64)[None], scale)[0].T
+
+
+def upsampling_matrix(scale: int, length: int, align_corners: bool) -> Tensor:
+    """Linear interpolation of ``scale`` values to ``length`` pixels: (length, scale) float64."""
+    eye = torch.eye(scale, dtype=torch.float64)[None]
+    return F.interpolate(eye, size=length, mode='linear', align_corners=align_corners)[0].T
+
+
+def shifted_by_taps(matrix: Tensor) -> Tensor:
+    """Rows (n, b) as each tap of a 3-tap conv with zero padding sees them: (n, 3 * b)."""
+    length = len(matrix)
+    padded = F.pad(matrix, (0, 0, 1, 1))
+    return torch.cat([padded[tap : tap + length] for tap in range(TAPS)], dim=1)
+
+
+class PyramidBottleneck(nn.Module):
+    """The pyramid and the bottleneck of a head in one: (N, C, H, W) -> (N, C_out, H, W).
+
+    Args:
+        pyramid: mmseg's ``PPM``: per scale an adaptive pooling and a 1x1 ConvModule.
+        bottleneck: The ConvModule over the concat of the input and the upsampled scales.
+        align_corners: Of the upsampling.
+    """
+
+    def __init__(self, pyramid: Any, bottleneck: Any, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.scales = [_scale(pool) for pool, _ in pyramid]
+        reduce = [conv for _, conv in pyramid]
+        self.reduce = nn.ModuleList(reduce)
+        whole = bottleneck.conv
+        widths = [module.conv.out_channels for module in reduce]
+        kernels = whole.weight.detach().split([whole.in_channels - sum(widths), *widths], dim=1)
+        self.conv = _conv(kernels[0].clone(), whole.bias, padding=1)
+        self.spread = nn.ModuleList(
+            _conv(kernel.permute(0, 2, 3, 1).reshape(-1, kernel.shape[1], 1, 1), None)
+            for kernel in kernels[1:]
+        )
+        self.norm = bottleneck.norm if bottleneck.with_norm else nn.Identity()
+        self.activate = bottleneck.activate if bottleneck.with_activation else nn.Identity()
+        self.training = bottleneck.training
+        self._axes: dict[tuple, tuple[Axis, Axis]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, H, W)."""
+        vertical, horizontal = self._matrices(x)
+        pooled_along_x = (x @ torch.cat(horizontal.pool).T).split(self.scales, dim=3)
+        rows = []
+        for i in range(len(self.scales)):
+            pooled = vertical.pool[i] @ pooled_along_x[i]
+            q = self.spread[i](self.reduce[i](pooled))  # N, C_out * ty * tx, jy, jx
+            q = q.unflatten(1, (-1, TAPS, TAPS)).permute(0, 1, 2, 4, 3, 5)
+            q = q.flatten(2, 3).flatten(3, 4)  # N, C_out, ty * jy, tx * jx
+            rows.append(q @ horizontal.spread[i].T)
+        from_pyramid = torch.cat(vertical.spread, dim=1) @ torch.cat(rows, dim=2)
+        return self.activate(self.norm(self.conv(x) + from_pyramid))
+
+    def _matrices(self, x: Tensor) -> tuple[Axis, Axis]:
+        """The constants for the size, dtype and device of ``x``; those of the last are kept."""
+        key = (*x.shape[2:], x.dtype, x.device)
+        if key not in self._axes:
+            axes = [self._axis(length, x) for length in x.shape[2:]]
+            self._axes = {key: (axes[0], axes[1])}
+        return self._axes[key]
+
+    def _axis(self, length: int, like: Tensor) -> Axis:
+        pool = [pooling_matrix(length, scale) for scale in self.scales]
+        spread = [
+            shifted_by_taps(upsampling_matrix(scale, length, self.align_corners))
+            for scale in self.scales
+        ]
+        return Axis([m.to(like) for m in pool], [m.to(like) for m in spread])
+
+
+class NoPyramid(nn.Module):
+    """Stands where a head's pyramid was: gives no maps, for the bottleneck makes its own."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Nothing to concatenate to ``x``."""
+        return []
+
+
+def linearize_pyramids(model: nn.Module) -> int:
+    """Replace the pyramid and bottleneck of every head that has them; in place.
+
+    A head is told by mmseg's names: ``psp_modules``, ``bottleneck`` and ``align_corners``. One
+    whose layers are of another kind (a bottleneck that is no 3x3 conv) is left.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The number of heads changed: 0 if there are none.
+    """
+    count = 0
+    heads: list[Any] = list(model.modules())
+    for head in heads:
+        if _has_pyramid(head):
+            merged = PyramidBottleneck(head.psp_modules, head.bottleneck, head.align_corners)
+            head.psp_modules, head.bottleneck = NoPyramid(), merged
+            count += 1
+    return count
+
+
+def _has_pyramid(head: Any) -> bool:
+    pyramid: Any = getattr(head, 'psp_modules', None)
+    bottleneck = getattr(head, 'bottleneck', None)
+    conv = getattr(bottleneck, 'conv', None)
+    return (
+        isinstance(pyramid, nn.ModuleList)
+        and all(_is_scale(part) for part in pyramid)
+        and type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.stride, conv.padding) == ((TAPS, TAPS), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, 'zeros')
+        and tuple(getattr(bottleneck, 'order', ())) == ('conv', 'norm', 'act')
+    )
+
+
+def _is_scale(part: Any) -> bool:
+    return isinstance(part, nn.Sequential) and len(part) == 2 and _scale(part[0]) > 0
+
+
+def _scale(pool: Any) -> int:
+    """Side of the pooled map, or 0 for what is no square adaptive average pooling."""
+    size = getattr(pool, 'output_size', None)
+    if not isinstance(pool, nn.AdaptiveAvgPool2d):
+        return 0
+    sides = size if isinstance(size, tuple) else (size, size)
+    return int(sides[0] or 0) if sides[0] == sides[1] else 0
+
+
+def _conv(kernel: Tensor, bias: Tensor | None, padding: int = 0) -> nn.Conv2d:
+    """A conv with these parameters; no random number is drawn."""
+    out_channels, in_channels, *size = kernel.shape
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        tuple(size),  # type: ignore[arg-type]
+        padding=padding,
+        bias=bias is not None,
+        device='meta',
+    )
+    conv.weight = nn.Parameter(kernel)
+    conv.bias = None if bias is None else nn.Parameter(bias.detach())
+    return conv

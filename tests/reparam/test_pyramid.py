@@ -1,0 +1,176 @@
+"""Heads with a linearized pyramid equal mmseg's, for every size, scale and alignment."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmseg_repvgg.reparam import pyramid
+from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
+from mmseg_repvgg.reparam.pyramid import (
+    linearize_pyramids,
+    pooling_matrix,
+    shifted_by_taps,
+    upsampling_matrix,
+)
+from mmseg_repvgg.reparam.rewrites import deployed_copy
+from tests.common import randomise_batchnorms
+
+EXACT = 1e-12
+
+
+def make_head(scales=(1, 2, 3, 6), align_corners=True, kind='PSPHead', **changes) -> nn.Module:
+    init_default_scope('mmseg')
+    many = kind == 'UPerHead'
+    cfg = dict(
+        type=kind,
+        in_channels=[5, 7] if many else 7,
+        in_index=[0, 1] if many else 0,
+        channels=6,
+        num_classes=4,
+        pool_scales=scales,
+        norm_cfg=dict(type='BN'),
+        align_corners=align_corners,
+    )
+    torch.manual_seed(0)
+    return randomise_batchnorms(MODELS.build(dict(cfg, **changes))).double()
+
+
+def linearized(head: nn.Module) -> nn.Module:
+    after = copy.deepcopy(head)
+    assert linearize_pyramids(after) == 1
+    return after
+
+
+def test_matrices_by_hand() -> None:
+    # 5 pixels to 2: windows 0..2 and 2..4 (torch: floor(i n / b) to ceil((i + 1) n / b))
+    third = 1 / 3
+    expected = [[third, third, third, 0, 0], [0, 0, third, third, third]]
+    torch.testing.assert_close(pooling_matrix(5, 2), torch.tensor(expected, dtype=torch.float64))
+    # 2 values to 3 pixels: corners on corners, or pixel centres at -1/6, 1/2, 7/6
+    corners = torch.tensor([[1, 0], [0.5, 0.5], [0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(upsampling_matrix(2, 3, align_corners=True), corners)
+    centres = torch.tensor([[1, 0], [0.5, 0.5], [0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(upsampling_matrix(2, 3, align_corners=False), centres)
+    # 2 to 4: with centres at -0.25, 0.25, 0.75, 1.25, without corners
+    centres = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(upsampling_matrix(2, 4, align_corners=False), centres)
+    # tap 0 sees the row above, tap 2 the row below, zeros outside
+    rows = shifted_by_taps(torch.tensor([[1.0], [2.0], [3.0]]))
+    assert rows.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0]]
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+@pytest.mark.parametrize('size', [(90, 90), (13, 17), (8, 5), (6, 6), (3, 2), (1, 1)])
+def test_pspnet_head(size, align_corners) -> None:
+    head = make_head(align_corners=align_corners)
+    x = torch.randn(2, 7, *size, dtype=torch.float64)
+    torch.testing.assert_close(linearized(head)([x]), head([x]), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize('scales', [(1,), (2, 3), (1, 4, 9, 16), (5, 1)])
+def test_any_scales(scales) -> None:
+    head = make_head(scales)
+    x = torch.randn(1, 7, 11, 14, dtype=torch.float64)
+    torch.testing.assert_close(linearized(head)([x]), head([x]), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_upernet_head(align_corners) -> None:
+    head = make_head(kind='UPerHead', align_corners=align_corners)
+    maps = [
+        torch.randn(2, 5, 18, 22, dtype=torch.float64),
+        torch.randn(2, 7, 9, 11, dtype=torch.float64),
+    ]
+    torch.testing.assert_close(linearized(head)(maps), head(maps), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [dict(act_cfg=None), dict(norm_cfg=None), dict(act_cfg=dict(type='LeakyReLU'))],
+    ids=['no activation', 'no norm', 'leaky'],
+)
+def test_other_layers_after_the_bottleneck(changes) -> None:
+    head = make_head(**changes)
+    x = torch.randn(1, 7, 10, 9, dtype=torch.float64)
+    torch.testing.assert_close(linearized(head)([x]), head([x]), rtol=0, atol=EXACT)
+
+
+def test_after_fusing_the_batchnorms() -> None:
+    head = make_head()
+    fused = copy.deepcopy(head)
+    assert fuse_batchnorms(fused) == 5
+    x = torch.randn(1, 7, 10, 9, dtype=torch.float64)
+    torch.testing.assert_close(linearized(fused)([x]), head([x]), rtol=0, atol=EXACT)
+
+
+def test_wrong_taps_are_seen(monkeypatch) -> None:
+    """Negative control: without the zeros around the map the border is wrong."""
+    head = make_head()
+    x = torch.randn(1, 7, 10, 9, dtype=torch.float64)
+
+    def replicated(matrix):
+        padded = F.pad(matrix[None], (0, 0, 1, 1), mode='replicate')[0]
+        return torch.cat([padded[tap : tap + len(matrix)] for tap in range(3)], dim=1)
+
+    monkeypatch.setattr(pyramid, 'shifted_by_taps', replicated)
+    gap = (linearized(head)([x]) - head([x])).abs()
+    assert gap[..., 1:-1, 1:-1].max() < EXACT
+    assert gap.max() > 1e-3
+
+
+def test_other_alignment_is_seen() -> None:
+    """Negative control: the two alignments differ."""
+    head, other = make_head(align_corners=True), make_head(align_corners=False)
+    x = torch.randn(1, 7, 10, 9, dtype=torch.float64)
+    assert (linearized(other)([x]) - head([x])).abs().max() > 1e-3
+
+
+def test_changing_sizes_and_types() -> None:
+    """The constants kept from the last call must not serve another size or dtype."""
+    head = make_head()
+    after = linearized(head)
+    for size in ((10, 9), (9, 10), (10, 9)):
+        x = torch.randn(1, 7, *size, dtype=torch.float64)
+        torch.testing.assert_close(after([x]), head([x]), rtol=0, atol=EXACT)
+    x = torch.randn(1, 7, 9, 10)
+    torch.testing.assert_close(after.float()([x]), head.float()([x]), rtol=0, atol=1e-5)
+    assert len(after.bottleneck._axes) == 1
+
+
+def test_nothing_is_pooled_or_concatenated() -> None:
+    after = linearized(make_head())
+    assert not any(isinstance(m, nn.AdaptiveAvgPool2d) for m in after.modules())
+    assert after.bottleneck.conv.in_channels == 7
+
+
+def test_no_random_number_is_drawn_and_twice_is_once() -> None:
+    head = make_head()
+    state = torch.get_rng_state()
+    after = linearized(head)
+    assert linearize_pyramids(after) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize('kernel', [dict(stride=2, padding=1), dict(padding=2, dilation=2)])
+def test_other_bottlenecks_are_left(kernel) -> None:
+    head = make_head()
+    head.bottleneck.conv = nn.Conv2d(31, 6, 3, bias=False, **kernel)
+    assert linearize_pyramids(head) == 0
+
+
+def test_all_rewrites_of_a_segmentor() -> None:
+    from tests.common import TINY, segmentor_cfg
+
+    init_default_scope('mmseg')
+    model = randomise_batchnorms(MODELS.build(segmentor_cfg(TINY, (8, 8, 16, 32, 64))))
+    after, counts = deployed_copy(model, ['pyramid', 'dilation', 'batchnorm', 'branches'])
+    assert list(counts) == ['branches', 'batchnorm', 'dilation', 'pyramid']
+    assert counts == dict(branches=10, batchnorm=6, dilation=4, pyramid=1)
+    x = torch.randn(1, 3, 97, 113)
+    with torch.no_grad():
+        before, now = model(x, mode='tensor'), after(x, mode='tensor')
+    assert (now - before).abs().max() < 1e-5 * before.abs().max()
