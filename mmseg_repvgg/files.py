@@ -8,6 +8,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        OSError: It cannot be made; the text names it, the reason and what to check.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = (
+            f'the folder {folder} cannot be made: {error.strerror or error}. Check that nothing on '
+            'its path is a file, and that you may write there'
+        )
+        raise type(error)(error.errno, text) from error
+    return folder
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the same folder, which becomes ``path`` if the block ends well.

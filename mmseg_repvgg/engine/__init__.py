@@ -1,6 +1,7 @@
 """What runs in mmengine's Runner, and the launching of it."""
 
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
+from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
 
-__all__ = ['LoadCheckHook', 'RepVGGDeployHook']
+__all__ = ['LabelCheckHook', 'LoadCheckHook', 'RepVGGDeployHook']

@@ -12,7 +12,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmseg_repvgg.checks import check_tolerance
 from mmseg_repvgg.models.block import FUSED_TRAINING_ERROR
+from mmseg_repvgg.reparam.branches import fusible_blocks
 from mmseg_repvgg.reparam.equivalence import (
     compare,
     random_images,
@@ -38,7 +40,8 @@ class RepVGGDeployHook(Hook):
     back before ``CheckpointHook`` saves the best one.
 
     Args:
-        rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`).
+        rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`); by default those
+            that are not slower on the model's device.
         tolerance: Largest relative difference of the outputs; by default that of the weights'
             dtype, 1e-4 for float32.
 
@@ -52,20 +55,21 @@ class RepVGGDeployHook(Hook):
 
     def __init__(
         self,
-        rewrites: Sequence[str] = ('branches', 'batchnorm'),
+        rewrites: Sequence[str] | None = None,
         tolerance: float | None = None,
     ) -> None:
-        self.rewrites = check_names(rewrites)
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f'tolerance={tolerance} must be positive')
+        self.rewrites = None if rewrites is None else check_names(rewrites)
+        check_tolerance(tolerance)
         self.tolerance = tolerance
         self._training_model: nn.Module | None = None
         self._counts: dict[str, int] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse to train a fused model."""
+        """Refuse to train a fused model, or one that the first validation could not fuse."""
         if any(getattr(module, 'deploy', False) is True for module in runner.model.modules()):
             raise RuntimeError(FUSED_TRAINING_ERROR)
+        if self.rewrites is None or 'branches' in self.rewrites:
+            fusible_blocks(runner.model)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Put the deployed copy in place."""

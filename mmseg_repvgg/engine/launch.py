@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,12 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmseg_repvgg.checks import check_crops, check_model
+from mmseg_repvgg.command_line import user_errors as user_errors
+from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-@contextmanager
-def user_errors(tool: str) -> Iterator[None]:
-    """End a tool with one line for an error that this package raised for the user.
-
-    Any other error keeps its traceback.
-    """
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get('__name__', '').startswith('mmseg_repvgg.'):
-            raise
-        sys.exit(f'{tool}: error: {error}')
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -43,12 +28,18 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it, or one of its ``_base_`` files, is no config, or an option does not fit.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} not found; configs/ of the project holds them')
-    cfg = Config.fromfile(str(path))
-    if options:
-        cfg.merge_from_dict(dict(options))
+    try:
+        cfg = Config.fromfile(str(path))
+    except (SyntaxError, OSError, KeyError) as error:
+        raise ValueError(f'{path} cannot be read as a config: {error}') from error
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(f'--cfg-options do not fit {path}: {error}') from error
     return cfg
 
 
@@ -76,6 +67,7 @@ def train(
         FileNotFoundError: If the data are not there.
         ValueError: If the config is that of a fused model, or ``amp`` cannot act.
     """
+    check_model(cfg)
     if cfg.model.type == 'DeployedModel':
         raise ValueError(
             f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
@@ -90,13 +82,14 @@ def train(
         cfg.load_from = resume
     runner = build_runner(cfg)
     runner.register_hook(LoadCheckHook(required=1.0 if resume else 0.5))
+    runner.register_hook(LabelCheckHook())
     runner.train()
     return runner
 
 
 def test(
     cfg: Config,
-    checkpoint: str,
+    checkpoint: str | None,
     work_dir: str | None = None,
     out: str | None = None,
     show: bool = False,
@@ -109,7 +102,7 @@ def test(
 
     Args:
         cfg: The config.
-        checkpoint: The weights.
+        checkpoint: The weights; None for a model that has its own.
         work_dir: Where logs and metrics go; as in :func:`train`.
         out: Folder for the predicted label maps.
         show: Show predictions in a window, each for ``wait_time`` seconds.
@@ -138,12 +131,19 @@ def test(
     if out is not None:
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
-    runner.register_hook(LoadCheckHook())
+    if checkpoint is not None:
+        runner.register_hook(LoadCheckHook())
+    runner.register_hook(LabelCheckHook())
     return runner.test()
 
 
 def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
-    """Set work folder, launcher and a communication backend that this machine has."""
+    """Set work folder, launcher and a communication backend that this machine has.
+
+    Raises:
+        ValueError: If there is no model, or the windows of ``test_cfg`` do not cover an image.
+    """
+    check_model(cfg)
     name = Path(cfg.filename or 'config').stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     cfg.launcher = launcher
@@ -161,9 +161,11 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: Naming the folder, the option that sets it and how it is made.
+        ValueError: If a transform crops to no size.
     """
     for loader in loaders:
         dataset = (cfg.get(loader) or {}).get('dataset', {})
+        check_crops(loader, dataset.get('pipeline') or [])
         root = dataset.get('data_root')
         if root and not Path(root).is_dir():
             raise FileNotFoundError(
@@ -176,7 +178,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
 def _use_amp(cfg: Config) -> None:
     if not torch.cuda.is_available():
         raise ValueError(
-            "--amp needs a GPU: mmengine's AmpOptimWrapper does not run on CPU; leave --amp out"
+            "--amp needs a GPU: mmengine's AmpOptimWrapper does not run on CPU; leave --amp out "
+            '(python -m mmseg_repvgg.doctor says what PyTorch sees)'
         )
     if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f'--amp cannot be combined with optim_wrapper {cfg.optim_wrapper.type!r}')

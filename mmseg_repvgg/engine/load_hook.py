@@ -9,8 +9,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmseg_repvgg.checkpoint.loading import check_fit
-from mmseg_repvgg.checkpoint.naming import scheme_of, translate
+from mmseg_repvgg.checkpoint.loading import adapted, check_fit, check_sound
 from mmseg_repvgg.checkpoint.reading import state_dict_of
 
 
@@ -18,8 +17,10 @@ from mmseg_repvgg.checkpoint.reading import state_dict_of
 class LoadCheckHook(Hook):
     """When a checkpoint is loaded, log how much of the model it fills, and refuse too little.
 
-    It fires between reading the file and filling the model. Names of the official code and of timm
-    are turned into ours on the way. mmengine itself loads whatever fits and warns about the rest,
+    It fires between reading the file and filling the model, before the hooks that read the weights
+    too (``EMAHook``). Weights are found wherever training codes put them; names of the official
+    code and of timm are turned into ours, and training weights are fused for a fused model.
+    mmengine itself looks under ``state_dict`` only, loads whatever fits and warns about the rest,
     so that a fused checkpoint in a training config would be evaluated with random weights.
 
     Args:
@@ -27,8 +28,10 @@ class LoadCheckHook(Hook):
             left over either; less (for fine-tuning) leaves heads of other classes out.
 
     Raises:
-        CheckpointError: When it is less.
+        CheckpointError: When it is less, or weights are NaN or infinite or a variance is negative.
     """
+
+    priority = 'VERY_HIGH'
 
     def __init__(self, required: float = 1.0) -> None:
         if not 0 < required <= 1:
@@ -36,12 +39,15 @@ class LoadCheckHook(Hook):
         self.required = required
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Translate, check and log."""
-        state = state_dict_of(checkpoint)
-        if scheme_of(state) in ('official', 'timm'):
-            checkpoint['state_dict'] = state = translate(state, 'ours')
+        """Unwrap, translate, fuse, check and log."""
         model: Any = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         source = str(runner._load_from or 'the checkpoint')
+        found = state_dict_of(checkpoint)
+        check_sound(found, source)
+        state = adapted(model, found)
+        given = checkpoint.get('state_dict')
+        if not isinstance(given, dict) or given.keys() != state.keys():
+            checkpoint['state_dict'] = state  # where mmengine will look
         runner.logger.info(check_fit(model, state, source, self.required))

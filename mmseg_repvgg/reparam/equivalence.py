@@ -18,6 +18,9 @@ TOLERANCES = {
     torch.bfloat16: 1e-1,
 }
 
+POINTS = 32
+"""So many points a side are compared of heads that work on points."""
+
 
 class EquivalenceError(RuntimeError):
     """A rewritten model does not give what the original gives."""
@@ -68,16 +71,17 @@ def random_images(
 def model_outputs(model: Any, images: Tensor) -> list[Tensor]:
     """All raw outputs of a model for preprocessed images (N, C, H, W).
 
-    Of a segmentor: the logits of the decode head and of every auxiliary head; of another mmengine
-    model: what its tensor mode gives; of a plain module: what it returns.
+    Of a segmentor: the logits of the decode head (of a cascade: of all of its heads, the last one
+    first) and of every auxiliary head; of another mmengine model: what its tensor mode gives; of a
+    plain module: what it returns.
     """
     if hasattr(model, 'extract_feat') and hasattr(model, 'decode_head'):
         features = model.extract_feat(images)
-        heads = [model.decode_head, getattr(model, 'auxiliary_head', None)]
-        flat = [h for head in heads for h in (head if isinstance(head, nn.ModuleList) else [head])]
-        if isinstance(model.decode_head, nn.ModuleList):  # a cascade: heads feed each other
-            return list(_tensors(model(images, mode='tensor')))
-        return [t for head in flat if head is not None for t in _tensors(head.forward(features))]
+        auxiliary = getattr(model, 'auxiliary_head', None)
+        heads = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
+        outputs = [_cascade_outputs(model.decode_head, features)]
+        outputs += [head.forward(features) for head in heads if head is not None]
+        return list(_tensors(outputs))
     if hasattr(model, 'data_preprocessor'):
         return list(_tensors(model(images, mode='tensor')))
     return list(_tensors(model(images)))
@@ -86,7 +90,8 @@ def model_outputs(model: Any, images: Tensor) -> list[Tensor]:
 def compare(before: nn.Module, after: nn.Module, images: Tensor) -> Difference:
     """Run both models in eval mode, without autocast and gradients, and compare all outputs.
 
-    The mode of every module is put back afterwards.
+    Both draw the same random numbers, for heads that begin from some (SegNeXt's). The mode of every
+    module and the global random state are put back afterwards.
 
     Raises:
         EquivalenceError: If the outputs differ in number or shape, or the original's are not
@@ -94,7 +99,7 @@ def compare(before: nn.Module, after: nn.Module, images: Tensor) -> Difference:
     """
     device = images.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False), _eval_mode(before, after):
-        expected, actual = model_outputs(before, images), model_outputs(after, images)
+        expected, actual = _seeded_outputs(before, images), _seeded_outputs(after, images)
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise EquivalenceError(f'output shapes were {shapes[0]} and are {shapes[1]} now')
@@ -129,6 +134,38 @@ def require_equal(found: Difference, tolerance: float, what: str) -> None:
             f'relative difference of {tolerance:.3g}. Please report it with the config; until then '
             'evaluate without rewrites'
         )
+
+
+def _seeded_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    devices = [images.device] if images.device.type == 'cuda' else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        return model_outputs(model, images)
+
+
+def _cascade_outputs(decode_head: Any, features: Any) -> list[Any]:
+    """What the decode head gives, or every head of a cascade, each fed by the one before it."""
+    if not isinstance(decode_head, nn.ModuleList):
+        return [decode_head.forward(features)]
+    outputs = [decode_head[0].forward(features)]
+    for head in decode_head[1:]:
+        if hasattr(head, 'get_points_test'):
+            outputs.append(_at_fixed_points(head, features, outputs[-1]))
+        else:
+            outputs.append(head.forward(features, outputs[-1]))
+    return outputs[::-1]
+
+
+def _at_fixed_points(head: Any, features: Any, coarse: Tensor) -> Tensor:
+    """Logits of PointRend's head at points on a grid: (N, classes, points).
+
+    The head itself chooses the points where the coarse logits (N, classes, h, w) are least certain;
+    rounding may tip that choice, so that its refined map cannot tell whether two models are equal.
+    """
+    ticks = (torch.arange(POINTS, device=coarse.device, dtype=coarse.dtype) + 0.5) / POINTS
+    points = torch.cartesian_prod(ticks, ticks).expand(len(coarse), -1, -1)
+    fine = head._get_fine_grained_point_feats(head._transform_inputs(features), points)
+    return head.forward(fine, head._get_coarse_point_feats(coarse, points))
 
 
 def _tensors(outputs: Any) -> Iterable[Tensor]:

@@ -141,7 +141,8 @@ def test_the_log_names_blocks_and_difference(scenes, tmp_path):
     runner = Runner.from_cfg(runner_cfg(scenes, tmp_path, log_level='INFO', experiment_name='log'))
     runner.val()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'Evaluating the deployed form: 10 RepVGG blocks, 6 conv-BN pairs; largest diff' in log
+    changed = '10 RepVGG blocks, 6 conv-BN pairs, 4 dilated convs, 1 pooling pyramids, 9 3x3 convs'
+    assert f'Evaluating the deployed form: {changed} by Winograd; largest diff' in log
     assert 'argmax agreement' in log
     assert isinstance(runner.model.backbone.stem, RepVGGBlock)
     assert not runner.model.backbone.stem.deploy
@@ -195,6 +196,21 @@ def test_training_a_fused_model_and_wrong_settings_are_errors(scenes, tmp_path):
         RepVGGDeployHook(rewrites=['fuse'])
     with pytest.raises(ValueError, match='tolerance=0 must be positive'):
         RepVGGDeployHook(tolerance=0)
+
+
+def test_a_block_without_fused_form_is_refused_before_training(scenes, tmp_path):
+    cfg = runner_cfg(scenes, tmp_path, max_iters=2, experiment_name='relu')
+    cfg.model.backbone.block = 'relu_in_branches'
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(ValueError, match="block='relu_in_branches' cannot be fused"):
+        runner.train()
+    assert runner.iter == 0
+    cfg.custom_hooks[0].rewrites = ['batchnorm']
+    cfg.experiment_name, cfg.log_level = 'batchnorm', 'INFO'
+    Runner.from_cfg(cfg).train()
+    # the 3x3 and 1x1 convs of ten blocks, and 6 of the heads
+    logs = [path.read_text() for path in tmp_path.glob('*/*.log')]
+    assert any('Evaluating the deployed form: 26 conv-BN pairs; largest' in log for log in logs)
 
 
 def test_it_evaluates_a_fused_model_as_it_is(scenes, tmp_path):

@@ -10,6 +10,7 @@ from mmseg_repvgg.checkpoint.naming import translate
 from mmseg_repvgg.engine import LoadCheckHook
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.reparam import deployed_copy
+from tests.checkpoint.wrappings import FORMS, write
 from tests.common import TINY, randomise_batchnorms, runner_cfg
 
 
@@ -30,12 +31,14 @@ def files(scenes, tmp_path):
     return tmp_path, backbone
 
 
-def load(scenes, folder, name, hook, **backbone):
+def load(scenes, folder, name, hook, custom_hooks=(), **backbone):
     cfg = runner_cfg(scenes, folder / 'work', load_from=str(folder / name), log_level='INFO')
     cfg.model.backbone.update(backbone)
+    cfg.custom_hooks.extend(custom_hooks)
     cfg.experiment_name = name  # a log of its own
     runner = Runner.from_cfg(cfg)
     runner.register_hook(hook)
+    runner.call_hook('before_run')  # as Runner.train does
     runner.load_or_resume()
     return runner
 
@@ -52,7 +55,10 @@ def test_what_mmengine_would_load_in_part_is_refused(scenes, files):
     folder, _ = files
     # negative control: without the hook nothing is raised, and the model keeps random weights
     load(scenes, folder, 'fused.pth', LoadCheckHook(required=0.01))
-    with pytest.raises(CheckpointError, match='fused.pth holds fused weights, but the model'):
+    with pytest.raises(
+        CheckpointError,
+        match=r'fused.pth does not .*Found: RepVGG .*, fused form.*Expected: .* training form',
+    ):
         load(scenes, folder, 'fused.pth', LoadCheckHook())
     wide = dict(arch=dict(TINY, width_factor=(0.25, 0.125, 0.125, 0.125)))
     with pytest.raises(CheckpointError, match=r'training.pth does not fit .* of another shape'):
@@ -66,3 +72,35 @@ def test_a_classifier_in_official_names_fills_the_backbone(scenes, files):
     runner = load(scenes, folder, 'official.pth', LoadCheckHook(required=0.5))
     state = runner.model.backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_training_weights_are_fused_for_a_fused_model(scenes, files):
+    folder, _ = files
+    runner = load(scenes, folder, 'training.pth', LoadCheckHook(), deploy=True)
+    fused = torch.load(folder / 'fused.pth', weights_only=True)['state_dict']
+    state = runner.model.backbone.state_dict()
+    assert len(state) == 20
+    assert all(torch.equal(value, fused[f'backbone.{name}']) for name, value in state.items())
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_load_from_unwraps_every_form(scenes, files, form):
+    folder, _ = files
+    weights = torch.load(folder / 'training.pth')['state_dict']
+    runner = load(scenes, folder, write(form, weights, folder).name, LoadCheckHook())
+    state = runner.model.state_dict()
+    assert set(state) == set(weights)
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize('form', ['bare', 'model'])
+def test_averaged_weights_start_from_what_was_loaded(scenes, files, form):
+    """EMAHook reads the checkpoint too: it must find the weights under our names."""
+    folder, backbone = files
+    weights = torch.load(folder / 'official.pth')
+    ema = dict(type='EMAHook', strict_load=False)  # the heads are not in it
+    name = write(form, weights, folder).name
+    runner = load(scenes, folder, name, LoadCheckHook(required=0.5), custom_hooks=[ema])
+    (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook']
+    averaged = hook.ema_model.module.backbone.state_dict()
+    assert all(torch.equal(averaged[n], value) for n, value in backbone.state_dict().items())

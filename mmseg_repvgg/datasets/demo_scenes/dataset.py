@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mmseg_repvgg.checks import is_whole
 from mmseg_repvgg.datasets.cityscapes import (
     IMAGE_SUFFIX,
     LABEL_IDS_SUFFIX,
@@ -22,7 +23,7 @@ from mmseg_repvgg.datasets.cityscapes import (
 )
 from mmseg_repvgg.datasets.demo_scenes.scene import compose_scene
 from mmseg_repvgg.datasets.jobs import run_jobs
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.files import make_folder, whole_file
 
 DEMO_CLASSES = (
     'road', 'sidewalk', 'building', 'pole', 'traffic sign', 'vegetation', 'terrain', 'sky',
@@ -71,6 +72,7 @@ def make_demo_scenes(
     root = Path(root)
     settings = _checked_settings(num_train, num_val, size, seed)
     _refuse_other_data(root)
+    make_folder(root)
     stamp = root / _STAMP
     made_with = _read_stamp(stamp)
     if made_with != settings:
@@ -81,7 +83,7 @@ def make_demo_scenes(
             )
         _remove_scenes(root)
     for path in _city_folders(root):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     scenes = [('train', index) for index in range(num_train)]
     scenes += [('val', index) for index in range(num_val)]
     lacking = [
@@ -104,9 +106,10 @@ def _checked_settings(
         raise ValueError(
             f'num_train={num_train}, num_val={num_val}: both must be 0 or more, and not both 0'
         )
-    if len(size) != 2 or min(size) < _SMALLEST:
+    pair = size if isinstance(size, Sequence) else ()
+    if len(pair) != 2 or not all(is_whole(length, _SMALLEST) for length in pair):
         raise ValueError(
-            f'size={tuple(size)} must be (width, height) of at least {_SMALLEST} pixels each'
+            f'size={size!r} must be (width, height) of at least {_SMALLEST} pixels each'
         )
     if seed < 0:
         raise ValueError(f'seed={seed} must be 0 or more')

@@ -1,0 +1,127 @@
+"""Checks of what users write into configs; imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_whole(value: Any, lowest: int | None = None) -> bool:
+    """Whether ``value`` is a whole number (not a bool), of at least ``lowest``."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and (lowest is None or int(value) >= lowest)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether ``value`` is a finite number above 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
+
+
+def check_sequence(name: str, values: Any) -> tuple[Any, ...]:
+    """Take a list or tuple.
+
+    Raises:
+        ValueError: If it is something else, a single number or a name for example.
+    """
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
+        raise ValueError(f'{name}={values!r} must be a list or a tuple')
+    return tuple(values)
+
+
+def check_whole(name: str, value: Any, lowest: int) -> None:
+    """Refuse what is no whole number of at least ``lowest``.
+
+    Raises:
+        ValueError: Naming the value.
+    """
+    if not is_whole(value, lowest):
+        raise ValueError(f'{name}={value!r} must be a whole number, at least {lowest}')
+
+
+def check_layer_cfg(name: str, cfg: Any, example: str) -> None:
+    """Refuse what is no ``dict(type=...)``.
+
+    Raises:
+        ValueError: Naming the value and giving ``example``.
+    """
+    if not isinstance(cfg, Mapping) or not isinstance(cfg.get('type'), (str, type)):
+        raise ValueError(f'{name}={cfg!r} must be a dict with a type, as {example}')
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse a tolerance that nothing or everything keeps.
+
+    Raises:
+        ValueError: Unless it is None or a positive, finite number.
+    """
+    if tolerance is not None and not is_positive(tolerance):
+        raise ValueError(
+            f'tolerance={tolerance!r} must be positive and finite: the largest relative '
+            "difference, as 1e-4; None takes the default of the weights' dtype"
+        )
+
+
+def check_size(name: str, size: Any) -> None:
+    """Refuse what is no (height, width) in pixels.
+
+    Raises:
+        ValueError: Naming the value.
+    """
+    pair = size if isinstance(size, Sequence) and not isinstance(size, str) else ()
+    if len(pair) != 2 or not all(is_whole(length, 1) for length in pair):
+        raise ValueError(f'{name}={size!r} must be (height, width) in pixels, both at least 1')
+
+
+def check_windows(test_cfg: Mapping[str, Any] | None) -> None:
+    """Refuse sliding windows that do not cover an image.
+
+    Args:
+        test_cfg: Of a segmentor; sizes are (height, width) in pixels.
+
+    Raises:
+        ValueError: If a size is missing or none, or the windows leave gaps.
+    """
+    given = test_cfg or {}
+    for key in ('crop_size', 'stride'):
+        if given.get(key) is not None or given.get('mode') == 'slide':
+            check_size(f'model.test_cfg.{key}', given.get(key))
+    if given.get('mode') == 'slide':
+        crop, stride = tuple(given['crop_size']), tuple(given['stride'])
+        if any(step > side for step, side in zip(stride, crop, strict=True)):
+            raise ValueError(
+                f'model.test_cfg.stride={stride} is larger than crop_size={crop}: the windows '
+                'leave gaps; give a stride of at most the crop size (two thirds of it is usual)'
+            )
+
+
+def check_model(cfg: Any) -> None:
+    """Refuse a config that cannot be run, before anything is built.
+
+    Args:
+        cfg: mmengine's ``Config``.
+
+    Raises:
+        ValueError: If there is no model, or the windows of ``test_cfg`` do not cover an image.
+    """
+    if 'model' not in cfg:
+        raise ValueError(
+            f'{cfg.filename or "the config"} has no model: give the config of a whole model, '
+            'not one of the parts in configs/_base_'
+        )
+    check_windows(cfg.model.get('test_cfg'))
+
+
+def check_crops(loader: str, pipeline: Sequence[Any]) -> None:
+    """Refuse crops of no size in a data pipeline.
+
+    Raises:
+        ValueError: Naming the loader and the transform.
+    """
+    for transform in pipeline:
+        size = transform.get('crop_size') if isinstance(transform, Mapping) else None
+        if size is not None:
+            pair = (size, size) if isinstance(size, Integral) else size
+            check_size(f'{loader}: crop_size of {transform.get("type")}', pair)
