@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mmseg_repvgg.checks import check_sequence, is_positive, is_whole
+
 BASE_CHANNELS = 64
 """Width of stage2 at multiplier 1; it doubles from stage to stage (section 3.4)."""
 
@@ -35,18 +37,34 @@ class RepVGGArch:
                 f'num_blocks={self.num_blocks} and width_factor={self.width_factor} must give one '
                 'value a stage each'
             )
-        if min(self.num_blocks) < 1 or min(self.width_factor) <= 0 or self.stem_channels < 1:
+        whole = all(is_whole(n, 1) for n in (*self.num_blocks, self.stem_channels))
+        if not whole or not all(map(is_positive, self.width_factor)):
             raise ValueError(
                 f'num_blocks={self.num_blocks}, width_factor={self.width_factor} and '
-                f'stem_channels={self.stem_channels} must be positive'
+                f'stem_channels={self.stem_channels!r} must be positive, and whole but for the '
+                'second'
             )
+        if min(self.widths) < 1:
+            raise ValueError(
+                f'width_factor={self.width_factor} gives stages of {self.widths[1:]} channels; '
+                'every stage needs one at least'
+            )
+        for name in ('group_layer_map', 'se_cfg'):
+            if not isinstance(getattr(self, name), (Mapping, type(None))):
+                raise ValueError(f'{name}={getattr(self, name)!r} must be a dictionary or None')
+        for key, value in (self.se_cfg or {}).items():
+            if key not in ('ratio', 'divisor') or not is_whole(value, 1):
+                raise ValueError(
+                    f'se_cfg={dict(self.se_cfg or {})} takes ratio and divisor, whole numbers of '
+                    'at least 1'
+                )
         for layer, groups in (self.group_layer_map or {}).items():
-            if not 0 < layer <= sum(self.num_blocks):
+            if not is_whole(layer, 1) or layer > sum(self.num_blocks):
                 raise ValueError(
                     f'group_layer_map names layer {layer}; the layers after the stem are '
                     f'1..{sum(self.num_blocks)}'
                 )
-            if groups < 1:
+            if not is_whole(groups, 1):
                 raise ValueError(f'group_layer_map gives layer {layer} {groups} groups; need >= 1')
 
     @property
@@ -60,6 +78,21 @@ class RepVGGArch:
     def groups(self, layer: int) -> int:
         """Groups of a layer, the stem being layer 0."""
         return (self.group_layer_map or {}).get(layer, 1)
+
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """Output channels, and input channels per group, of every layer by its block's name.
+
+        The stem, whose input channels are those of the images, is left out.
+        """
+        shapes, channels, layer = {}, self.widths[0], 1
+        for stage, depth in enumerate(self.num_blocks, 1):
+            for block in range(depth):
+                shapes[f'stage_{stage}.{block}'] = (
+                    self.widths[stage],
+                    channels // self.groups(layer),
+                )
+                channels, layer = self.widths[stage], layer + 1
+        return shapes
 
 
 def interleaved(groups: int, num_blocks: tuple[int, ...]) -> dict[int, int]:
@@ -138,6 +171,6 @@ def get_arch(arch: str | Mapping[str, Any] | RepVGGArch) -> RepVGGArch:
             f'a custom arch has the keys {", ".join(names)} (the first two are required); '
             f'unknown: {unknown or "none"}, missing: {missing or "none"}'
         )
-    row['num_blocks'] = tuple(row['num_blocks'])
-    row['width_factor'] = tuple(row['width_factor'])
+    for name in ('num_blocks', 'width_factor'):
+        row[name] = check_sequence(name, row[name])
     return RepVGGArch(**row)

@@ -12,10 +12,15 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmseg_repvgg.checkpoint.fusing import accept_training_weights
 from mmseg_repvgg.checkpoint.loading import load_backbone
 from mmseg_repvgg.checkpoint.reading import state_dict_of
+from mmseg_repvgg.checks import check_layer_cfg, check_sequence, check_whole, is_whole
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
-from mmseg_repvgg.models.block import RepVGGBlock
+from mmseg_repvgg.models.layer import Layer
+from mmseg_repvgg.models.precision import warn_of_slow_half
+from mmseg_repvgg.models.variants import Builder, get_variant
+from mmseg_repvgg.reparam.branches import fuse_branches
 
 INIT_CFG = (
     dict(type='Kaiming', layer=['Conv2d']),
@@ -50,9 +55,12 @@ class DilatedRepVGG(BaseModule):
         act_cfg: The activation.
         norm_eval: Keep the BatchNorms in eval mode while training.
         with_cp: Recompute each block in the backward pass to save memory.
-        deploy: Build the fused form.
+        deploy: Build the fused form; it takes fused weights, and fuses training weights on loading.
         pretrained: Path or URL of ImageNet weights; short for
             ``init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.')``.
+        block: A name of the table in :mod:`mmseg_repvgg.models.variants` (Table 7).
+        branches: Branches that the blocks have in training form (Table 6), for example
+            ``('3x3', 'identity')``; by default all.
         init_cfg: mmengine's initialization; Kaiming for convs by default.
 
     Raises:
@@ -74,6 +82,8 @@ class DilatedRepVGG(BaseModule):
         with_cp: bool = False,
         deploy: bool = False,
         pretrained: str | None = None,
+        block: str = 'repvgg',
+        branches: Sequence[str] | None = None,
         init_cfg: Any = None,
     ) -> None:
         if pretrained is not None:
@@ -84,40 +94,46 @@ class DilatedRepVGG(BaseModule):
         self.arch = get_arch(arch)
         depth = len(self.arch.num_blocks)
         self.num_stages = depth if num_stages is None else num_stages
-        if not 1 <= self.num_stages <= depth:
-            raise ValueError(f'num_stages={num_stages} must be in 1..{depth}')
+        if not (is_whole(self.num_stages) and 1 <= self.num_stages <= depth):
+            raise ValueError(f'num_stages={num_stages!r} must be in 1..{depth}')
+        check_whole('in_channels', in_channels, 1)
+        check_layer_cfg('act_cfg', act_cfg, "dict(type='ReLU')")
         self.strides = _per_stage('strides', strides, self.num_stages)
         self.dilations = self._per_layer(_per_stage('dilations', dilations, self.num_stages))
-        self.out_indices = tuple(out_indices)
+        self.out_indices = check_sequence('out_indices', out_indices)
         self.frozen_stages, self.norm_eval, self.deploy = frozen_stages, norm_eval, deploy
         self._check_outputs_and_freezing()
+        self._of_blocks: dict[str, Any] = dict(
+            in_channels=in_channels, norm_cfg=norm_cfg, act_cfg=act_cfg, block=block,
+            branches=branches,
+        )  # fmt: skip
+        accept_training_weights(self)
 
-        common: dict[str, Any] = dict(
+        self._build(
+            in_channels,
+            get_variant(block).build,
             se_cfg=self.arch.se_cfg,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
             with_cp=with_cp,
             deploy=deploy,
+            branches=branches,
         )
-        channels, *widths = self.arch.widths
-        self.stem = RepVGGBlock(in_channels, channels, stride=2, **common)
-        layer = 1
-        for i in range(self.num_stages):
-            blocks = []
-            for j, dilation in enumerate(self.dilations[i]):
-                blocks.append(
-                    RepVGGBlock(
-                        channels,
-                        widths[i],
-                        stride=self.strides[i] if j == 0 else 1,
-                        dilation=dilation,
-                        groups=self.arch.groups(layer),
-                        **common,
-                    )
-                )
-                channels, layer = widths[i], layer + 1
-            self.add_module(f'stage_{i + 1}', nn.Sequential(*blocks))
         self._freeze_stages()
+
+    def _build(self, in_channels: int, build: Builder, **settings: Any) -> None:
+        """Build the stem, which is a stage of one layer, and the stages."""
+        channels, *widths = self.arch.widths
+        (self.stem,) = build([Layer(in_channels, channels, stride=2)], **settings)
+        number = 1
+        for i, dilations in enumerate(self.dilations):
+            layers = []
+            for j, dilation in enumerate(dilations):
+                stride = self.strides[i] if j == 0 else 1
+                groups = self.arch.groups(number)
+                layers.append(Layer(channels, widths[i], stride, dilation, groups))
+                channels, number = widths[i], number + 1
+            self.add_module(f'stage_{i + 1}', nn.Sequential(*build(layers, **settings)))
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -135,6 +151,7 @@ class DilatedRepVGG(BaseModule):
         Raises:
             RuntimeError: If the backbone is fused and in training mode.
         """
+        warn_of_slow_half(x)
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
@@ -160,15 +177,27 @@ class DilatedRepVGG(BaseModule):
         print_log(load_backbone(self, state, source), logger='current')
         self._is_init = True
 
+    rewrites = ('branches',)  # that lead from the training form to the fused form
+
+    def training_form(self) -> DilatedRepVGG:
+        """The same backbone with branches, in eval mode, without its weights."""
+        backbone = DilatedRepVGG(
+            self.arch,
+            num_stages=self.num_stages,
+            strides=self.strides,
+            dilations=self.dilations,
+            out_indices=self.out_indices,
+            **self._of_blocks,
+        )
+        return backbone.eval()
+
     def switch_to_deploy(self) -> None:
         """Fuse every block, in place. Fusing twice is fusing once.
 
         Raises:
-            ValueError: If a norm cannot be fused.
+            ValueError: If a norm, or this kind of block, cannot be fused.
         """
-        for block in self.modules():
-            if isinstance(block, RepVGGBlock):
-                block.switch_to_deploy()
+        fuse_branches(self)
         self.deploy = True
 
     def train(self, mode: bool = True) -> DilatedRepVGG:
@@ -193,7 +222,9 @@ class DilatedRepVGG(BaseModule):
         """Write the dilation of every layer out."""
         layers = []
         for i, (dilation, depth) in enumerate(zip(dilations, self.arch.num_blocks, strict=False)):
-            given = (dilation,) * depth if isinstance(dilation, int) else tuple(dilation)
+            given: tuple[Any, ...] = (dilation,) * depth
+            if not is_whole(dilation):
+                given = check_sequence(f'dilations[{i}]', dilation)
             if len(given) != depth:
                 raise ValueError(
                     f'dilations[{i}]={given} has {len(given)} values; stage_{i + 1} has {depth} '
@@ -205,7 +236,10 @@ class DilatedRepVGG(BaseModule):
     def _check_outputs_and_freezing(self) -> None:
         """Refuse what is out of range or would have no effect."""
         last = self.num_stages - 1
-        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices)):
+        is_ordered = all(map(is_whole, self.out_indices)) and list(self.out_indices) == sorted(
+            set(self.out_indices)
+        )
+        if not self.out_indices or not is_ordered:
             raise ValueError(
                 f'out_indices={self.out_indices} must be increasing stage numbers from 0 to {last}'
             )
@@ -217,9 +251,9 @@ class DilatedRepVGG(BaseModule):
                 f'without effect; give num_stages={self.out_indices[-1] + 1} and as many strides '
                 'and dilations'
             )
-        if not -1 <= self.frozen_stages <= self.num_stages:
+        if not (is_whole(self.frozen_stages) and -1 <= self.frozen_stages <= self.num_stages):
             raise ValueError(
-                f'frozen_stages={self.frozen_stages} must lie in -1..{self.num_stages}'
+                f'frozen_stages={self.frozen_stages!r} must lie in -1..{self.num_stages}'
             )
         if self.deploy and (self.frozen_stages >= 0 or self.norm_eval):
             raise ValueError(
@@ -229,9 +263,9 @@ class DilatedRepVGG(BaseModule):
 
 
 def _per_stage(name: str, values: Sequence[Any], num_stages: int) -> tuple[Any, ...]:
-    if len(values) != num_stages:
+    given = check_sequence(name, values)
+    if len(given) != num_stages:
         raise ValueError(
-            f'{name}={tuple(values)} has {len(values)} values; {num_stages} stages need '
-            f'{num_stages}'
+            f'{name}={given} has {len(given)} values; {num_stages} stages need {num_stages}'
         )
-    return tuple(values)
+    return given

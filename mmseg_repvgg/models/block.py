@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
+from mmcv.cnn import ConvModule, build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
+from mmseg_repvgg.models.layer import Layer, batch_norm, conv_bn, recomputed
 from mmseg_repvgg.reparam.batchnorm import conv_like
 from mmseg_repvgg.reparam.branches import merge_branches
 
@@ -52,6 +49,9 @@ class RepVGGBlock(BaseModule):
     Parameter names equal mmpretrain's. The identity branch exists where input and output have the
     same shape (eq. 1). Dilation acts on the 3x3 conv in both forms; the 1x1 conv has padding 0.
 
+    The variants of section 4.2 are subclasses: they build other training-form modules, add them up
+    in another way, and merge them by another formula; the fused form is the same.
+
     Args:
         in_channels: C_in.
         out_channels: C_out.
@@ -64,10 +64,16 @@ class RepVGGBlock(BaseModule):
         with_cp: Recompute the branches in the backward pass instead of keeping them in memory. The
             BatchNorm statistics are the same as without.
         deploy: Build the fused form.
+        branches: Names of the branches of the training form (Table 6); None for all that the block
+            has.
 
     Raises:
         ValueError: On an argument that is out of range or cannot act.
     """
+
+    BRANCHES: ClassVar[tuple[str, ...]] = ('3x3', '1x1', 'identity')
+    REQUIRED: ClassVar[tuple[str, ...]] = ('3x3',)  # those that cannot be left out
+    cannot_fuse: ClassVar[str] = ''  # why a variant has no fused form
 
     branch_3x3: Any  # nn.Sequential of conv and norm
     branch_1x1: Any
@@ -86,43 +92,26 @@ class RepVGGBlock(BaseModule):
         act_cfg: Mapping[str, Any] = dict(type='ReLU'),
         with_cp: bool = False,
         deploy: bool = False,
+        branches: Sequence[str] | None = None,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, value in dict(stride=stride, dilation=dilation, groups=groups).items():
-            if value < 1:
-                raise ValueError(f'{name}={value} of a RepVGG block must be at least 1')
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f'groups={groups} must divide the channels of the block, {in_channels} and '
-                f'{out_channels}'
-            )
+        layer = Layer(in_channels, out_channels, stride, dilation, groups)
         if deploy and with_cp:
             raise ValueError('with_cp=True cannot act on a fused block; leave it out')
+        self.branches = self._checked(self.BRANCHES if branches is None else tuple(branches))
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.with_cp, self.deploy = with_cp, deploy
-        conv_3x3 = nn.Conv2d(
-            in_channels,
-            out_channels,
-            3,
-            stride=stride,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-            bias=deploy,
-        )
-        if deploy:
-            self.branch_reparam = conv_3x3
+        if not deploy:
+            self._build_branches(layer, norm_cfg)
+        elif self.cannot_fuse:
+            raise ValueError(f'deploy=True: {self.cannot_fuse}')
         else:
-            conv_1x1 = nn.Conv2d(
-                in_channels, out_channels, 1, stride=stride, groups=groups, bias=False
-            )
-            same_shape = in_channels == out_channels and stride == 1
-            self.branch_norm = _batch_norm(norm_cfg, out_channels) if same_shape else None
-            self.branch_3x3 = _conv_bn(conv_3x3, norm_cfg)
-            self.branch_1x1 = _conv_bn(conv_1x1, norm_cfg)
+            self.branch_reparam = layer.conv(bias=True)
         self.se_layer = None if se_cfg is None else SqueezeExcitation(out_channels, **se_cfg)
         self.act = build_activation_layer(dict(act_cfg))
+        if deploy:
+            self._activate_in_place()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
@@ -135,79 +124,90 @@ class RepVGGBlock(BaseModule):
                 raise RuntimeError(FUSED_TRAINING_ERROR)
             return self._activate(self.branch_reparam(x))
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(
-                self._forward_branches,
-                x,
-                use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _frozen_statistics(self)),
-            )
+            return recomputed(self, self._forward_branches, x)
         return self._forward_branches(x)
 
     def _forward_branches(self, x: Tensor) -> Tensor:
-        out = self.branch_3x3(x) + self.branch_1x1(x)
-        if self.branch_norm is not None:
-            out = out + self.branch_norm(x)
-        return self._activate(out)
+        return self._activate(self._add_branches(x))
 
     def _activate(self, x: Tensor) -> Tensor:
         return self.act(x if self.se_layer is None else self.se_layer(x))
+
+    # What the variants replace
+
+    def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
+        """Build the training form; the geometry of ``branch_3x3.conv`` is that of the fused one."""
+        has_identity = 'identity' in self.branches and layer.keeps_shape
+        norm = batch_norm(norm_cfg, layer.out_channels) if has_identity else None
+        self.register_module('branch_norm', norm)
+        self.branch_3x3 = conv_bn(layer.conv(), norm_cfg)
+        one = conv_bn(layer.conv((1, 1)), norm_cfg) if '1x1' in self.branches else None
+        self.register_module('branch_1x1', one)
+
+    def _add_branches(self, x: Tensor) -> Tensor:
+        """The sum before the activation, in training form (eq. 1)."""
+        out = self.branch_3x3(x)
+        if self.branch_1x1 is not None:
+            out = out + self.branch_1x1(x)
+        if self.branch_norm is not None:
+            out = out + self.branch_norm(x)
+        return out
+
+    def _merge(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias, float64, of the conv that equals :meth:`_add_branches`."""
+        one = self.branch_1x1
+        return merge_branches(
+            (self.branch_3x3.conv.weight, self.branch_3x3.norm),
+            None if one is None else (one.conv.weight, one.norm),
+            self.branch_norm,
+            self.groups,
+        )
 
     def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
         """Kernel (C_out, C_in / groups, 3, 3) and bias (C_out,) of the fused block, float64.
 
         Raises:
-            ValueError: If a norm cannot be fused.
+            ValueError: If a norm, or this kind of block, cannot be fused.
         """
         if self.deploy:
             conv = self.branch_reparam
             assert conv.bias is not None
             return conv.weight.detach().double(), conv.bias.detach().double()
-        return merge_branches(
-            (self.branch_3x3.conv.weight, self.branch_3x3.norm),
-            (self.branch_1x1.conv.weight, self.branch_1x1.norm),
-            self.branch_norm,
-            self.groups,
-        )
+        if self.cannot_fuse:
+            raise ValueError(self.cannot_fuse)
+        return self._merge()
 
     def switch_to_deploy(self) -> None:
         """Replace the branches by the one conv they equal. Fusing twice is fusing once.
 
         Raises:
-            ValueError: If a norm cannot be fused; the block is then unchanged.
+            ValueError: If a norm, or this kind of block, cannot be fused; the block is then
+                unchanged.
         """
         if self.deploy:
             return
         kernel, bias = self.get_equivalent_kernel_bias()
-        self.branch_reparam = conv_like(self.branch_3x3.conv, kernel, bias)
-        del self.branch_3x3, self.branch_1x1, self.branch_norm
+        fused = conv_like(self.branch_3x3.conv, kernel, bias)
+        for name in [n for n in self._modules if n not in ('se_layer', 'act')]:
+            delattr(self, name)
+        self.branch_reparam = fused
         self.deploy, self.with_cp = True, False
+        self._activate_in_place()
 
+    def _activate_in_place(self) -> None:
+        """A fused block needs what its conv gives for nothing else."""
+        if isinstance(self.act, nn.ReLU):
+            self.act.inplace = True
 
-def _batch_norm(norm_cfg: Mapping[str, Any], channels: int) -> nn.Module:
-    norm = build_norm_layer(dict(norm_cfg), channels)[1]
-    if not isinstance(norm, _BatchNorm):
-        raise ValueError(
-            f"norm_cfg type {norm_cfg['type']!r} cannot be fused into a conv; use 'BN' or 'SyncBN'"
-        )
-    return norm
-
-
-def _conv_bn(conv: nn.Conv2d, norm_cfg: Mapping[str, Any]) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(conv=conv, norm=_batch_norm(norm_cfg, conv.out_channels)))
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are: recomputation must not count a batch twice."""
-    norms: list[Any] = [
-        m for m in module.modules() if getattr(m, 'num_batches_tracked', None) is not None
-    ]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+    def _checked(self, branches: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse branches that the block does not have, or cannot be without."""
+        missing = set(self.REQUIRED) - set(branches)
+        if missing or set(branches) - set(self.BRANCHES) or len(set(branches)) < len(branches):
+            optional = [name for name in self.BRANCHES if name not in self.REQUIRED]
+            raise ValueError(
+                f'branches={branches} of {type(self).__name__} must hold '
+                f'{", ".join(map(repr, self.REQUIRED))} and may hold '
+                f'{", ".join(map(repr, optional)) or "no other"}, each once; leave branches out '
+                'for all of them'
+            )
+        return branches

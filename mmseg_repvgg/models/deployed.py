@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmseg_repvgg.checkpoint.fusing import accept_training_weights
 from mmseg_repvgg.reparam.rewrites import apply_rewrites
 
 
@@ -16,6 +18,8 @@ def build_deployed(
     of: str, rewrites: Sequence[str] = ('branches', 'batchnorm'), **model: Any
 ) -> nn.Module:
     """Build a model in training form and rewrite it, ready for the weights of a fused checkpoint.
+
+    Weights in training form load as well; they are rewritten on the way in.
 
     In a config it stands in the place of the model's type, so that all other keys stay where users
     (and ``--cfg-options``) look for them::
@@ -33,8 +37,11 @@ def build_deployed(
     Raises:
         ValueError: As :func:`mmseg_repvgg.reparam.apply_rewrites`.
     """
-    built = MODELS.build(dict(type=of, **model))
+    settings = dict(type=of, **model)
+    built: Any = MODELS.build(settings)
     apply_rewrites(built, rewrites)
+    built.training_form, built.rewrites = partial(MODELS.build, settings), tuple(rewrites)
+    accept_training_weights(built)
     built.eval()
     return built
 

@@ -109,7 +109,8 @@ def fuse_batchnorms(model: nn.Module) -> int:
     Known pairs: mmcv's ``ConvModule`` that applies its norm right after its conv; a BatchNorm that
     follows a conv in an ``nn.Sequential``; ``conv1``/``norm1``, ``conv2``/``norm2``, ... of
     OpenMMLab's ResNet blocks and stems. Others are left as they are, which is exact too; the
-    branches of RepVGG blocks are left to :func:`mmseg_repvgg.reparam.branches.fuse_branches`.
+    branches of RepVGG blocks are left to :func:`mmseg_repvgg.reparam.branches.fuse_branches`,
+    unless the kind of block cannot be fused.
 
     Args:
         model: Any module, in any mode.
@@ -121,7 +122,11 @@ def fuse_batchnorms(model: nn.Module) -> int:
         ValueError: As :func:`fold_batchnorm`.
     """
     count = 0
-    blocks = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
+    blocks = [
+        m
+        for m in model.modules()
+        if hasattr(m, 'get_equivalent_kernel_bias') and not getattr(m, 'cannot_fuse', '')
+    ]
     branches = {part for block in blocks for part in block.modules()}
     for module in [m for m in model.modules() if m not in branches]:
         for conv_name, norm_name in _conv_norm_pairs(module):

@@ -22,8 +22,9 @@ def identity_kernel(channels: int, groups: int) -> Tensor:
 
 
 def pad_to_3x3(kernel: Tensor) -> Tensor:
-    """Zero-pad a 1x1 kernel to 3x3: (C_out, C_in, 1, 1) -> (C_out, C_in, 3, 3)."""
-    return F.pad(kernel, (1, 1, 1, 1))
+    """Zero-pad a 1x1, 1x3 or 3x1 kernel: (C_out, C_in, kh, kw) -> (C_out, C_in, 3, 3)."""
+    rows, columns = (1 - size // 2 for size in kernel.shape[2:])
+    return F.pad(kernel, (columns, columns, rows, rows))
 
 
 def merge_branches(
@@ -59,25 +60,37 @@ def merge_branches(
     return kernel, bias
 
 
-def fuse_branches(model: nn.Module) -> int:
-    """Switch every block of ``model`` that has branches to its fused form; in place.
+def fusible_blocks(model: nn.Module) -> list[Any]:
+    """The blocks of ``model`` that have branches, or had them before they were fused.
 
     A block is told by the two methods of the authors' code, ``get_equivalent_kernel_bias`` and
-    ``switch_to_deploy``.
-
-    Returns:
-        The number of blocks fused: 0 if all had been fused before.
+    ``switch_to_deploy``; one that has no fused form says why in ``cannot_fuse``.
 
     Raises:
-        ValueError: If the model holds no such block, fused or not.
+        ValueError: If the model holds no such block, or one that cannot be fused.
     """
-    blocks: list[Any] = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
+    reasons = {getattr(m, 'cannot_fuse', '') for m in model.modules()} - {''}
+    if reasons:
+        raise ValueError('; '.join(sorted(reasons)))
+    blocks = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
     if not blocks:
         raise ValueError(
             f'{type(model).__name__} holds no RepVGG block, so there are no branches to fuse; '
             "use a RepVGG backbone, or leave 'branches' out of the rewrites"
         )
-    training_form = [block for block in blocks if not block.deploy]
+    return blocks
+
+
+def fuse_branches(model: nn.Module) -> int:
+    """Switch every block of ``model`` that has branches to its fused form; in place.
+
+    Returns:
+        The number of blocks fused: 0 if all had been fused before.
+
+    Raises:
+        ValueError: As :func:`fusible_blocks`; the model is then unchanged.
+    """
+    training_form = [block for block in fusible_blocks(model) if not block.deploy]
     for block in training_form:
         block.switch_to_deploy()
     return len(training_form)

@@ -1,4 +1,4 @@
-"""DilatedRepVGG: the contract that every architecture keeps, and parity with mmpretrain."""
+"""DilatedRepVGG: the contract that every architecture keeps."""
 
 import pytest
 import torch
@@ -25,26 +25,6 @@ def test_features_gradients_and_outputs_of_every_architecture(name):
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, f'No gradient for {parameter_name}'
         assert parameter.grad.isfinite().all(), f'NaN gradient for {parameter_name}'
-
-
-@pytest.mark.parametrize('name', EVERY)
-def test_mmpretrains_state_dict_loads_strictly_and_computes_the_same(name):
-    from mmpretrain.models.backbones.repvgg import RepVGG
-
-    settings = dict(strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4), out_indices=(0, 1, 2, 3))
-    theirs = RepVGG(name, **settings)
-    randomise_batchnorms(theirs)
-    theirs.eval()
-    ours = DilatedRepVGG(name, **settings).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(1, 3, 65, 33)
-    with torch.no_grad():
-        for mine, reference in zip(ours(x), theirs(x), strict=True):
-            gap = (mine - reference).abs().max() / reference.abs().max()
-            assert gap <= 1e-4
-    # negative control: with the statistics of another seed the outputs are others
-    randomise_batchnorms(ours, seed=1)
-    assert (ours(x)[-1] - theirs(x)[-1]).abs().max() / theirs(x)[-1].abs().max() > 1e-2
 
 
 def test_paper_full_and_fast_dilations_reach_the_convs():

@@ -1,0 +1,13 @@
+"""RepVGG-B0 with a ReLU in every branch, which cannot be fused; on ImageNet, 120 epochs.
+
+Paper: section 4.2, Table 7, "+ReLU in branch"; the simple training settings of section 4.1.
+Command: torchrun --nproc_per_node 8 tools/train.py configs/imagenet/ablations/repvgg_b0_relu_in_branches_120e.py --launcher pytorch
+Hardware: 8 GPUs, 32 images each.
+Expected, quoted from the paper, not measured here: top-1 accuracy 75.69.
+"""
+
+_base_ = '../repvgg_b0_120e.py'
+
+model = dict(backbone=dict(block='relu_in_branches'))
+# there is no fused form: only a conv and the BatchNorm after it become one
+custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

@@ -1,0 +1,194 @@
+"""bfloat16 on the CPU: training, evaluation, fusing by way of float64, and where it is slow."""
+
+import copy
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock, precision
+from mmseg_repvgg.reparam import compare, deployed_copy
+from mmseg_repvgg.reparam.equivalence import TOLERANCES
+from tests.common import TINY, randomise_batchnorms, segmentor_cfg
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture
+def segmentor():
+    init_default_scope('mmseg')
+    model = MODELS.build(segmentor_cfg(TINY, (8, 8, 16, 32, 64), strides=(2, 2, 1, 1)))
+    model.init_weights()
+    return model
+
+
+def loss_of(model, x, labels):
+    """Cross entropy of both heads, whose maps have an eighth of the image's size."""
+    features = model.extract_feat(x)
+    logits = [model.decode_head(features), model.auxiliary_head(features)]
+    return sum(nn.functional.cross_entropy(out.float(), labels) for out in logits)
+
+
+def batch():
+    images = torch.randn(2, 3, 64, 64)
+    # a rule that can be learnt: the class is whether the image is bright there
+    return images, (nn.functional.avg_pool2d(images.mean(1), 8) > 0).long()
+
+
+def train(model, x, labels, steps=15, autocast=False):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        with torch.autocast('cpu', HALF, enabled=autocast):
+            loss = loss_of(model, x, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize('way', ['autocast', 'weights'])
+def test_training_and_evaluation_in_bfloat16(segmentor, way):
+    images, labels = batch()
+    reference = copy.deepcopy(segmentor)
+    if way == 'weights':
+        segmentor.to(HALF)
+    x = images.to(HALF) if way == 'weights' else images
+    losses = train(segmentor, x, labels, autocast=way == 'autocast')
+    expected = train(reference, images, labels)
+    assert losses[0] == pytest.approx(expected[0], rel=0.02)
+    assert losses[-1] < 0.5 * losses[0]
+    for name, parameter in segmentor.named_parameters():
+        assert parameter.dtype == (HALF if way == 'weights' else torch.float32)
+        assert parameter.isfinite().all(), name
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.dtype == parameter.dtype, name
+
+    # evaluated in bfloat16 and in float32, the same weights give nearly the same logits
+    segmentor.eval()
+    single = copy.deepcopy(segmentor).float()
+    with torch.no_grad():
+        with torch.autocast('cpu', HALF, enabled=way == 'autocast'):
+            found = segmentor.decode_head(segmentor.extract_feat(x))
+        right = single.decode_head(single.extract_feat(images))
+    assert found.dtype == HALF
+    gap = (found.float() - right).abs().max() / right.abs().max()
+    assert 0 < gap < TOLERANCES[HALF]
+    assert (found.argmax(1) == right.argmax(1)).float().mean() > 0.95
+
+
+def by_hand(block: RepVGGBlock, dtype: torch.dtype) -> torch.Tensor:
+    """The fused kernel of equations 3 and 4, all arithmetic in ``dtype``."""
+    kernel = torch.zeros(block.branch_3x3.conv.weight.shape, dtype=dtype)
+    branches = [
+        (block.branch_3x3.conv.weight, block.branch_3x3.norm),
+        (block.branch_1x1.conv.weight, block.branch_1x1.norm),
+        (torch.eye(kernel.shape[0])[:, :, None, None], block.branch_norm),
+    ]
+    for weight, norm in branches:
+        scale = norm.weight.to(dtype) / (norm.running_var.to(dtype) + norm.eps).sqrt()
+        scaled = weight.to(dtype) * scale[:, None, None, None]
+        pad = (3 - weight.shape[-1]) // 2
+        kernel = kernel + nn.functional.pad(scaled, [pad] * 4)
+    return kernel.detach()
+
+
+@pytest.mark.parametrize('dtype', [HALF, torch.float16])
+def test_half_precision_is_fused_by_way_of_float64(dtype):
+    block = randomise_batchnorms(RepVGGBlock(8, 8)).to(dtype)
+    exact = by_hand(block, torch.float64).to(dtype)
+    rounded_on_the_way = by_hand(block, dtype)  # negative control
+    block.switch_to_deploy()
+    assert block.branch_reparam.weight.dtype == dtype
+    assert torch.equal(block.branch_reparam.weight, exact)
+    assert not torch.equal(rounded_on_the_way, exact)
+
+
+@pytest.mark.parametrize('rewrites', [['branches'], ['branches', 'batchnorm', 'dilation']])
+def test_a_fused_half_precision_model_is_equal(segmentor, rewrites):
+    model = randomise_batchnorms(segmentor).to(HALF)
+    fused, _ = deployed_copy(model, rewrites)
+    x = torch.randn(1, 3, 65, 49, dtype=HALF)
+    assert 0 < compare(model, fused, x).max_rel < TOLERANCES[HALF]
+    fused.backbone.stage_2[0].branch_reparam.weight.data.neg_()  # negative control
+    assert compare(model, fused, x).max_rel > TOLERANCES[HALF]
+
+
+# Where half precision is slow.
+
+
+@pytest.fixture
+def plain_loops(monkeypatch):
+    """As on a CPU without instructions for half precision, in a process that has not warned."""
+    precision._warn.cache_clear()
+    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: False)
+    yield
+    precision._warn.cache_clear()
+
+
+def run(model, dtype=torch.float32, autocast=False, times=1):
+    with torch.no_grad(), torch.autocast('cpu', HALF, enabled=autocast):
+        for _ in range(times):
+            model(torch.randn(1, 3, 9, 9, dtype=dtype))
+
+
+@pytest.mark.parametrize('form', ['training', 'fused', 'undilated'])
+def test_slow_bfloat16_is_told_once(plain_loops, form):
+    model = DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)).eval()
+    names = dict(fused=['branches'], undilated=['branches', 'dilation']).get(form)
+    if names:
+        model, _ = deployed_copy(model, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run(model)  # float32 is silent
+    with pytest.warns(UserWarning, match=r'no instructions for bfloat16.*Call model.float') as told:
+        run(copy.deepcopy(model).to(HALF), HALF, times=3)
+        run(model, autocast=True)
+    assert len([w for w in told if 'no instructions' in str(w.message)]) == 1
+
+
+def test_autocast_is_told_as_well(plain_loops):
+    with pytest.warns(UserWarning, match='no instructions for bfloat16'):
+        run(DilatedRepVGG(TINY).eval(), autocast=True)
+
+
+@pytest.mark.filterwarnings('error:this CPU has no instructions')
+def test_where_it_is_fast_or_elsewhere_nothing_is_told(monkeypatch):
+    precision._warn.cache_clear()
+    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: True)
+    run(DilatedRepVGG(TINY).eval().to(HALF), HALF)
+    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: False)
+    precision.warn_of_slow_half(torch.empty(1, dtype=HALF, device='meta'))  # as on a GPU
+    torch.export.export(DilatedRepVGG(TINY).eval().to(HALF), (torch.randn(1, 3, 9, 9, dtype=HALF),))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='the limits are of x86')
+def test_a_cpu_held_to_avx2_is_told_for_real():
+    """PyTorch and oneDNN take these two limits from the environment."""
+    code = (
+        'import torch; from mmseg_repvgg.models import DilatedRepVGG;'
+        f'DilatedRepVGG({TINY!r}).eval().bfloat16()(torch.ones(1, 3, 9, 9).bfloat16())'
+    )
+    for limits, told in (
+        (dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2'), True),
+        ({}, not precision.has_fast_convs(HALF)),
+    ):
+        done = subprocess.run(
+            [sys.executable, '-c', code],
+            env=os.environ | limits | dict(PYTHONPATH=os.pathsep.join(sys.path)),
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ('no instructions for bfloat16' in done.stderr) == told
