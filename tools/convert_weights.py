@@ -4,7 +4,7 @@ import argparse
 
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.checkpoint.naming import SCHEMES
-from mmseg_repvgg.engine import launch
+from mmseg_repvgg.command_line import user_errors
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument('out', help='file to write (.pth or .safetensors)')
     parser.add_argument('--to', choices=list(SCHEMES), required=True, help='whose names')
     args = parser.parse_args()
-    with launch.user_errors('convert_weights'):
+    with user_errors('convert_weights'):
         print(convert_weights(args.source, args.out, args.to))
 
 

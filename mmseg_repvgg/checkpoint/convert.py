@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
 from mmseg_repvgg.checkpoint.reading import (
@@ -13,6 +14,7 @@ from mmseg_repvgg.checkpoint.reading import (
     state_dict_of,
     write_checkpoint,
 )
+from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
 from mmseg_repvgg.files import whole_file
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -23,8 +25,10 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
 
     Args:
         source: A checkpoint with RepVGG weights, in training or fused form, in any scheme.
-        out: The file to write, ``.pth`` or ``.safetensors``. In our names a ``.pth`` holds the
-            weights under ``state_dict``, as mmengine expects; in the others it holds them bare.
+        out: The file to write, ``.pth`` or ``.safetensors``. A ``.pth`` holds the weights under
+            ``state_dict``, where mmengine, timm and the official code look, and a stamp
+            (:mod:`mmseg_repvgg.checkpoint.stamp`) under ``meta``; a ``.safetensors`` holds the
+            stamp in its header.
         to: ``ours`` (which is mmpretrain's too), ``official`` or ``timm``.
 
     Returns:
@@ -32,12 +36,14 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
 
     Raises:
         CheckpointError: If ``source`` is not a checkpoint, or holds no RepVGG weights.
-        ValueError: If ``out`` or ``to`` is not one of those.
+        ValueError: If ``out`` or ``to`` is not one of those, or ``out`` is ``source``.
         OSError: If ``out`` cannot be written.
     """
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f'OUT {str(out)!r} must end in {" or ".join(SUFFIXES)}')
+    if out.resolve() == Path(source).resolve():
+        raise ValueError(f'OUT {str(out)!r} is SOURCE itself; give another name')
     state = state_dict_of(read_checkpoint(source))
     found = scheme_of(state)
     if found is None:
@@ -46,9 +52,12 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
             f'begin with {", ".join(list(state)[:3])}'
         )
     renamed = {name: t.contiguous() for name, t in translate(state, to).items()}
+    stamp = make_stamp(renamed, source)
     if out.suffix == '.pth':
-        write_checkpoint(dict(state_dict=renamed) if to == 'ours' else renamed, out)
+        write_checkpoint(dict(meta={STAMP: stamp}, state_dict=renamed), out)
     else:
         with whole_file(out) as temporary:
-            save_file(renamed, temporary)
+            # not save_file, whose errors do not say why a disk refused
+            header = {'format': 'pt', STAMP: json.dumps(stamp)}
+            temporary.write_bytes(save(renamed, header))
     return f'{len(renamed)} tensors: {source} ({found}) -> {out} ({to})'

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmseg_repvgg.checkpoint.errors import CheckpointError
+from mmseg_repvgg.checkpoint.fusing import fused_state
+from mmseg_repvgg.checkpoint.identity import explain
 from mmseg_repvgg.checkpoint.naming import BACKBONE, SCHEMES, scheme_of, translate
+from mmseg_repvgg.reparam.values import faults
 
 SHOWN = 3
 """How many names of a long list an error shows."""
+BLOCKS = ('stem.', 'stage_')
+"""How the names of a backbone's tensors begin, in our names."""
 
 
-def is_fused(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds fused RepVGG blocks."""
-    return any('.branch_reparam.' in f'.{name}' for name in state)
+def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring weights into the names and the form of a model, as far as that is possible.
+
+    Names of the official code and of timm become ours; training weights that a fused part of the
+    model needs are fused.
+    """
+    named = translate(state, 'ours') if scheme_of(state) in ('official', 'timm') else dict(state)
+    return fused_state(model, named)
+
+
+def check_sound(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with values that no trained network has.
+
+    Raises:
+        CheckpointError: On NaN, infinite or complex weights or a negative variance; names them.
+    """
+    found = faults(state)
+    if found:
+        raise CheckpointError(
+            f'{source} holds values that no trained network has: {found}. The file is damaged or '
+            'training diverged: copy it again, or take an earlier checkpoint'
+        )
 
 
 def check_fit(
@@ -36,7 +60,7 @@ def check_fit(
 
     Raises:
         CheckpointError: If it is less than required; says what is missing, unexpected or of another
-            shape, and the usual causes.
+            shape, what was found and expected, and what mends it.
     """
     own = model.state_dict()
     missing = [n for n in own if n not in state and not n.endswith('num_batches_tracked')]
@@ -46,44 +70,53 @@ def check_fit(
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
-    fitting = len([n for n in own if n in state]) - len(shapes)
+    kinds = [
+        f'{n} {state[n].dtype} for {own[n].dtype}'
+        for n in own
+        if n in state
+        and own[n].is_floating_point() > state[n].is_floating_point()
+        and state[n].shape == own[n].shape
+    ]
+    fitting = len([n for n in own if n in state]) - len(shapes) - len(kinds)
     found = '; '.join(
         f'{len(names)} {what} ({_shown(names)})'
         for what, names in {
             'missing': missing,
             'unexpected': left_over,
             'of another shape': shapes,
+            'of another kind': kinds,
         }.items()
         if names
     )
     enough = not found if required >= 1 else fitting >= required * len(own)
     if enough:
         return f'{fitting} of {len(own)} tensors loaded from {source}{found and "; " + found}'
-    if is_fused(state) != is_fused(own):
-        raise CheckpointError(_other_form(source, is_fused(state)))
     raise CheckpointError(
-        f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; {found}. Check '
-        'that config and checkpoint have the same architecture, number of classes and form '
-        '(training or fused)'
+        f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; {found}. '
+        f'{explain(own, state)}'
     )
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load all of ``state`` into all of ``model``.
+    """Load all of ``state``, :func:`adapted`, into all of ``model``.
 
     Raises:
-        CheckpointError: As :func:`check_fit`.
+        CheckpointError: As :func:`check_sound` and :func:`check_fit`.
     """
-    check_fit(model, state, source)
-    model.load_state_dict(dict(state), strict=False)
+    check_sound(state, source)
+    ready = adapted(model, state)
+    check_fit(model, ready, source)
+    model.load_state_dict(ready, strict=False)
 
 
 def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     """Load the weights of a RepVGG classifier, segmentor or backbone into a backbone.
 
     Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.naming`, with or without
-    ``backbone.``. All of the backbone must be found, in its own form; weights of heads, and of
-    stages that were not built, are left.
+    ``backbone.``. All of the backbone must be found, and nothing more of its blocks; a fused
+    backbone fuses training weights. Weights of heads, and of stages that were not built, are left.
+    Variants of the block with the same parameters (``relu_in_branches`` and the full block, for
+    example) look alike.
 
     Args:
         model: A ``DilatedRepVGG``.
@@ -94,37 +127,45 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
         One line that says how much was loaded and what was left.
 
     Raises:
-        CheckpointError: If the names are not those of a RepVGG, the form is the other one, or
-            something of the backbone is missing or has another shape.
+        CheckpointError: If the names are not those of a RepVGG, the weights are fused and the
+            backbone is not, values are damaged, something of the backbone is missing or has another
+            shape, or the blocks are of another variant.
     """
+    check_sound(state, source)
+    own = model.state_dict()
     scheme = scheme_of(state)
-    if scheme is None:
+    ours = {
+        name.removeprefix(BACKBONE): tensor
+        for name, tensor in (translate(state, 'ours') if scheme else state).items()
+    }
+    ours = fused_state(model, ours)
+    found = {name: ours[name] for name in own if name in ours}
+    if scheme is None and not found:
         raise CheckpointError(
             f'{source} holds no RepVGG weights: of {len(state)} tensors, {_shown(list(state))}. '
             f'Known are the names of {", ".join(SCHEMES)}'
         )
-    ours = translate(state, 'ours')
-    if is_fused(ours) != model.deploy:
-        raise CheckpointError(_other_form(source, is_fused(ours)))
-    own = model.state_dict()
-    found = {name: ours[BACKBONE + name] for name in own if BACKBONE + name in ours}
-    load_strictly(model, found, source)
-    left = [name for name in ours if name.removeprefix(BACKBONE) not in own]
-    note = f'; left: {len(left)} ({_shown(left)})' if left else ''
-    return f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme}){note}'
-
-
-def _other_form(source: str, fused: bool) -> str:
-    if fused:
-        return (
-            f'{source} holds fused weights, but the model is in training form. Fused weights have '
-            'no branches to train: load the training checkpoint it was made from, or build the '
-            'model with deploy=True for inference'
+    left = [name for name in ours if name not in own]
+    if any(name not in found for name in own if not name.endswith('num_batches_tracked')):
+        check_fit(model, {n: t for n, t in ours.items() if n.startswith(BLOCKS)}, source)  # raises
+    of_blocks = [name for name in left if name.startswith(tuple(_blocks(own)))]
+    if of_blocks:
+        raise CheckpointError(
+            f'{source} holds {len(of_blocks)} tensors that the blocks of the model do not have '
+            f"({_shown(of_blocks)}): give the backbone the 'block' and 'branches' that it was "
+            'trained with'
         )
+    load_strictly(model, found, source)
+    note = f'; left: {len(left)} ({_shown(left)})' if left else ''
     return (
-        f'{source} holds training-form weights, but the model is built fused (deploy=True). Fuse '
-        'them first: python tools/deploy_fuse.py CONFIG CHECKPOINT OUT.pth'
+        f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme or "ours"}){note}'
     )
+
+
+def _blocks(names: Iterable[str]) -> set[str]:
+    """The blocks that tensors of a backbone, in our names, belong to: ``stage_1.0.``, ``stem.``."""
+    found = {name: SCHEMES['ours'].block(name) for name in names}
+    return {name[: len(name) - len(split[1])] for name, split in found.items() if split}
 
 
 def _shown(names: list[str]) -> str:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 BACKBONE = 'backbone.'
+TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
+"""What a conv or a BatchNorm of the block has."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
         classifier's stay as they are.
 
     Raises:
-        ValueError: If ``to`` is unknown, or the names are in none of the schemes.
+        ValueError: If ``to`` is unknown, the names are in none of the schemes, or they are of a
+            variant of the block (:mod:`mmseg_repvgg.models.variants`), which only ours can name.
     """
     if to not in SCHEMES:
         raise ValueError(f'unknown naming scheme {to!r}; choose from {", ".join(SCHEMES)}')
@@ -121,6 +124,8 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
             f'{", ".join(list(state)[:3])}'
         )
     source, target = SCHEMES[scheme], SCHEMES[to]
+    if source is SCHEMES['ours'] and target is not source:
+        _refuse_variants(state, to)
     renamed = {}
     for name, tensor in state.items():
         split = _split(scheme, name)
@@ -133,6 +138,17 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
             new = name
         renamed[new] = tensor
     return renamed
+
+
+def _refuse_variants(names: Iterable[str], to: str) -> None:
+    for name in names:
+        split = _split('ours', name)
+        in_block = SCHEMES['ours'].block(name.removeprefix(BACKBONE)) is not None
+        if in_block and (split is None or split[2] not in TENSORS):
+            raise ValueError(
+                f'{name} is of a variant of the RepVGG block, for which the scheme {to!r} has no '
+                'name; fuse the weights first (tools/deploy_fuse.py), then translate them'
+            )
 
 
 def _split(scheme: str, name: str) -> tuple[tuple[int, int], int, str] | None:

@@ -236,7 +236,12 @@ def _unsafe(file: Path, name: str) -> UnsafeCheckpointError:
         'the file is used. Get the weights from a source you trust, as a state dict (not a pickled '
         'model) or as .safetensors. Only if you have read what that name does and want it: allow '
         'it by torch.serialization.add_safe_globals in your own code before reading'
-        + ('' if CAN_STAND_IN else '. Training checkpoints of mmengine need torch >= 2.6')
+        + (
+            ''
+            if CAN_STAND_IN
+            else '. Training checkpoints of mmengine need torch >= 2.6: '
+            'see python -m mmseg_repvgg.doctor'
+        )
     )
 
 

@@ -1,7 +1,11 @@
 """tools/convert_weights.py's work."""
 
+import hashlib
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mmseg_repvgg.checkpoint import CheckpointError
@@ -22,10 +26,17 @@ def test_there_and_back_by_files(tmp_path, suffix):
     convert_weights(official, timm, 'timm')
     convert_weights(timm, back, 'ours')
     if suffix == '.pth':
-        state = torch.load(timm, weights_only=True)
+        loaded = torch.load(timm, weights_only=True)
+        state, stamp = loaded['state_dict'], loaded['meta']['mmseg_repvgg']
         final = torch.load(back, weights_only=True)['state_dict']
     else:
         state, final = load_file(timm), load_file(back)
+        with safe_open(timm, 'pt') as file:
+            stamp = json.loads(file.metadata()['mmseg_repvgg'])
+    assert (stamp['form'], stamp['scheme']) == ('training', 'timm')
+    assert stamp['architecture'] == 'with num_blocks=[2, 3, 3, 1], channels=[8, 16, 32, 64]'
+    assert stamp['source_sha256'] == hashlib.sha256(official.read_bytes()).hexdigest()
+    assert set(stamp['versions']) == {'mmseg_repvgg', 'torch'}
     assert 'stages.0.1.identity.weight' in state
     assert set(final) == set(weights)
     assert all(torch.equal(final[k], v) for k, v in weights.items())

@@ -1,0 +1,26 @@
+"""Wrapped weights, all the way through ``init_cfg``, from a file to a filled backbone."""
+
+import pytest
+import torch
+
+from mmseg_repvgg.checkpoint.naming import SCHEMES, translate
+from mmseg_repvgg.models import DilatedRepVGG
+from tests.checkpoint.parity import unfilled
+from tests.checkpoint.wrappings import FORMS, write
+from tests.common import TINY, randomise_batchnorms
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_pretrained_unwraps_every_form(tmp_path, form, scheme):
+    source = randomise_batchnorms(DilatedRepVGG(TINY))
+    state = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
+    state['head.fc.weight'] = torch.ones(2, 64)
+    file = write(form, translate(state, scheme), tmp_path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+    model = unfilled(TINY, init_cfg=init_cfg)
+    x = torch.randn(1, 3, 64, 64)
+    assert model(x)[-1].isnan().all()
+    model.init_weights()
+    for ours, theirs in zip(model(x), source(x), strict=True):
+        assert torch.equal(ours, theirs)
