@@ -6,12 +6,15 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
 from mmseg_repvgg.reparam.branches import fuse_branches
 from mmseg_repvgg.reparam.dilation import undilate
 from mmseg_repvgg.reparam.pyramid import linearize_pyramids
+from mmseg_repvgg.reparam.values import check_values
+from mmseg_repvgg.reparam.winograd import use_winograd
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,18 @@ REWRITES: dict[str, Rewrite] = {
     'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs'),
     'dilation': Rewrite(undilate, 'dilated convs'),
     'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids'),
+    'winograd': Rewrite(use_winograd, '3x3 convs by Winograd'),
 }
 """In the order in which they are applied."""
+
+
+def default_names(model: nn.Module) -> tuple[str, ...]:
+    """The rewrites that are not slower where ``model`` is, as far as that was measured.
+
+    On the CPU these are all. On a GPU, where none of this was measured, the paper's own two.
+    """
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    return tuple(REWRITES) if device.type == 'cpu' else ('branches', 'batchnorm')
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -37,29 +50,40 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: On an unknown name, or none at all.
     """
-    chosen = set(names)
-    unknown = sorted(chosen - set(REWRITES))
-    if unknown or not chosen:
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(
-            f'rewrites={sorted(chosen)}: name at least one of {", ".join(REWRITES)} and no other'
+            f'rewrites={names!r} must be a list of names: at least one of {", ".join(REWRITES)}'
+        )
+    chosen = set(names)
+    if not chosen or not chosen <= set(REWRITES):
+        raise ValueError(
+            f'rewrites={sorted(map(str, chosen))}: name at least one of {", ".join(REWRITES)} and '
+            'no other'
         )
     return tuple(name for name in REWRITES if name in chosen)
 
 
-def apply_rewrites(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """Apply rewrites to ``model``, in place.
+def apply_rewrites(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Apply rewrites to ``model``, in place; by default :func:`default_names`.
 
     Returns:
         How many places each rewrite changed, by name.
 
     Raises:
-        ValueError: On an unknown name, or where a rewrite has nothing to act on or cannot act.
+        ValueError: On an unknown name, where a rewrite has nothing to act on or cannot act, or if
+            a weight is NaN or infinite or a variance negative.
     """
-    return {name: REWRITES[name].apply(model) for name in check_names(names)}
+    chosen = default_names(model) if names is None else check_names(names)
+    check_values(model)
+    return {name: REWRITES[name].apply(model) for name in chosen}
 
 
-def deployed_copy(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, int]]:
+def deployed_copy(
+    model: nn.Module, names: Iterable[str] | None = None
+) -> tuple[nn.Module, dict[str, int]]:
     """A rewritten copy of ``model`` in eval mode; ``model`` itself stays as it is.
+
+    By default it has had the rewrites of :func:`default_names`.
 
     Methods that were replaced on the instance (as ``torch.compile`` through mmengine's runner does)
     would run the original model, so the copy has its class's methods again.
@@ -80,5 +104,6 @@ def deployed_copy(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, di
 
 
 def describe(counts: dict[str, int]) -> str:
-    """For example ``28 RepVGG blocks, 7 conv-BN pairs``."""
-    return ', '.join(f'{count} {REWRITES[name].unit}' for name, count in counts.items())
+    """For example ``28 RepVGG blocks, 7 conv-BN pairs``; what changed nothing is left out."""
+    acted = {name: count for name, count in counts.items() if count} or counts
+    return ', '.join(f'{count} {REWRITES[name].unit}' for name, count in acted.items())

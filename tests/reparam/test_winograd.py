@@ -1,0 +1,171 @@
+"""3x3 convs by Winograd equal PyTorch's, and run only where they can."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmseg_repvgg.models import DilatedRepVGG
+from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy, winograd
+from mmseg_repvgg.reparam.dilation import from_mosaic, run_on_mosaic, to_mosaic, to_sub_maps
+from mmseg_repvgg.reparam.winograd import use_winograd, winograd_conv2d
+from tests.common import TINY, randomise_batchnorms
+
+ROUNDING = 5e-5  # relative, float32
+
+pytestmark = pytest.mark.skipif(not winograd.is_available(), reason='PyTorch without NNPACK')
+
+
+def calls_of(monkeypatch) -> list:
+    """Watch the convs that go by Winograd."""
+    calls, real = [], winograd.winograd_conv2d
+
+    def watched(x, *args):
+        if len(args) == 3:  # not the groups of a conv, one by one
+            calls.append(tuple(x.shape))
+        return real(x, *args)
+
+    monkeypatch.setattr(winograd, 'winograd_conv2d', watched)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('batch', 'channels', 'size', 'groups', 'bias'),
+    [
+        (1, (2, 3), (24, 24), 1, True),
+        (1, (8, 8), (33, 47), 1, False),
+        (3, (16, 32), (25, 31), 1, True),
+        (2, (16, 8), (30, 29), 4, True),
+        (1, (64, 64), (90, 91), 2, False),
+    ],
+)
+def test_it_equals_a_float64_conv(batch, channels, size, groups, bias):
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels[0], *size)
+    weight = torch.randn(channels[1], channels[0] // groups, 3, 3)
+    shift = torch.randn(channels[1]) if bias else None
+    expected = F.conv2d(
+        x.double(), weight.double(), None if shift is None else shift.double(), 1, 1, 1, groups
+    )
+    with torch.no_grad():
+        actual = winograd_conv2d(x, weight, shift, groups)
+        assert (actual - expected).abs().max() < ROUNDING * expected.abs().max()
+        # negative control: a kernel mirrored, another result
+        mirrored = winograd_conv2d(x, weight.flip(3), shift, groups)
+    assert (mirrored - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_a_mosaic_by_hand():
+    x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
+    expected = [
+        [1, 3, 0, 2, 0, 0],
+        [7, 9, 0, 8, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [4, 6, 0, 5, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    assert to_mosaic(x, 2)[0, 0].tolist() == expected
+    for step, size in ((2, (7, 10)), (3, (9, 11)), (4, (5, 4))):
+        x = torch.randn(2, 3, *size)
+        mosaic, maps = to_mosaic(x, step), to_sub_maps(x, step).unflatten(0, (step, step, 2))
+        h, w = maps.shape[-2:]
+        for i in range(step):
+            for j in range(step):
+                rows, columns = slice(i * (h + 1), i * (h + 1) + h), slice(j * (w + 1), None)
+                assert torch.equal(mosaic[:, :, rows, columns][..., :w], maps[i, j])
+        assert torch.equal(from_mosaic(mosaic, step, size), x)
+
+
+@pytest.mark.parametrize('size', [(9, 9), (8, 8), (7, 12), (3, 2)])
+@pytest.mark.parametrize('step', [2, 3, 4])
+def test_a_run_on_a_mosaic_equals_the_dilated_run(size, step):
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(4, 4, 3, padding=1).double() for _ in range(3)]
+    layers = [nn.Sequential(conv, nn.ReLU()) for conv in convs]
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    expected = x
+    for conv in convs:
+        expected = F.conv2d(expected, conv.weight, conv.bias, 1, step, step).relu()
+    assert (run_on_mosaic(layers, x, step) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize('batch', [1, 2])
+@pytest.mark.parametrize('arch', [TINY, dict(TINY, group_layer_map={2: 2, 5: 4, 8: 2})])
+def test_a_backbone_goes_by_winograd_and_gives_the_same(monkeypatch, arch, batch):
+    torch.manual_seed(0)
+    settings = dict(strides=(2, 2, 1, 1), dilations=(1, 1, (1, 2, 2), 4))
+    model = randomise_batchnorms(DilatedRepVGG(arch, **settings))
+    plain, _ = deployed_copy(model, ['branches', 'dilation'])
+    fast, counts = deployed_copy(model, ['branches', 'dilation', 'winograd'])
+    assert counts == {'branches': 10, 'dilation': 3, 'winograd': 7}
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    calls = calls_of(monkeypatch)
+    x = torch.randn(batch, 3, 209, 233)  # 27 x 30 at the end
+    with torch.no_grad():
+        for a, b in zip(fast(x), model(x), strict=True):
+            assert (a - b).abs().max() < ROUNDING * b.abs().max()
+    assert len(calls) == 7
+    assert calls[0] == (batch, 8, 53, 59)
+    assert calls[-2] == (batch, 32, 30, 32)  # sub-maps of 14 x 15 of two runs, side by side
+    assert calls[-1] == (batch, 32, 32, 36)
+    # negative control: without the zeros between the sub-maps it is another network
+    monkeypatch.setattr(winograd, 'run_on_mosaic', lambda layers, y, step: _unseparated(layers, y))
+    with torch.no_grad():
+        wrong, right = fast(x)[-1], model(x)[-1]
+    assert (wrong - right).abs().max() > 1e-2 * right.abs().max()
+
+
+def _unseparated(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize('reason', ['dtype', 'gradients', 'small', 'stride', 'export', 'absent'])
+def test_where_it_cannot_or_does_not_pay_the_conv_runs_as_before(monkeypatch, reason):
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, stride=2 if reason == 'stride' else 1))
+    after = copy.deepcopy(before)
+    x = torch.randn(1, 4, 30, 30)
+    if reason == 'absent':
+        monkeypatch.setattr(winograd, 'is_available', lambda: False)
+        with pytest.warns(UserWarning, match="'winograd' has no effect here"):
+            assert use_winograd(after) == 1
+    else:
+        assert use_winograd(after) == (0 if reason == 'stride' else 1)
+    calls = calls_of(monkeypatch)
+    if reason == 'dtype':
+        before, after, x = before.double(), after.double(), x.double()
+    if reason == 'small':
+        x = x[..., :23, :24]
+    if reason == 'gradients':
+        after(x).sum().backward()
+        assert after[0].weight.grad is not None
+        assert torch.equal(after(x), before(x))
+    elif reason == 'export':
+        program = torch.export.export(after, (x,))
+        assert not [n for n in program.graph.nodes if 'nnpack' in str(n.target)]
+        assert torch.equal(program.module()(x), before(x))
+    else:
+        with torch.no_grad():
+            assert torch.equal(after(x), before(x))
+    assert not calls
+
+
+def test_twice_is_once_and_single_dilated_convs_are_found(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=4, dilation=4), nn.Conv2d(6, 6, 1)).eval()
+    fast, counts = deployed_copy(model, ['dilation', 'winograd'])
+    assert counts == {'dilation': 1, 'winograd': 1}
+    assert use_winograd(fast) == 0
+    calls = calls_of(monkeypatch)
+    for size in ((60, 60), (61, 59)):
+        assert compare(model, fast, torch.randn(1, 4, *size)).max_rel < ROUNDING
+    assert calls == [(1, 4, 64, 64), (1, 4, 68, 64)]
+
+
+def test_it_is_applied_last():
+    assert list(REWRITES)[-1] == 'winograd'
