@@ -8,6 +8,7 @@ import argparse
 
 from mmengine.config import DictAction
 
+from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.reparam import REWRITES
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='training checkpoint')
     parser.add_argument('out', help='fused checkpoint to write')
     parser.add_argument(
-        '--rewrites', nargs='+', default=['branches', 'batchnorm'], choices=list(REWRITES)
+        '--rewrites', nargs='+', choices=list(REWRITES), help='by default those that pay on CPUs'
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference')
     parser.add_argument('--images', type=int, default=2, help='test images to compare on')
@@ -30,7 +31,7 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )
     args = parser.parse_args()
-    with launch.user_errors('deploy_fuse'):
+    with user_errors('deploy_fuse'):
         report = fuse_checkpoint(
             launch.load_config(args.config, args.cfg_options),
             args.checkpoint,

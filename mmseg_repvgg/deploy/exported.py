@@ -65,7 +65,7 @@ class ExportedInfo:
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
             return cls(**{f.name: _frozen(values[f.name]) for f in fields(cls)})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'{path} is not what tools/export.py writes beside a model ({error!r}); '
                 'export again'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmseg_repvgg.checkpoint.loading import is_fused, load_strictly
+from mmseg_repvgg.checkpoint.identity import is_fused
+from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import (
     CheckpointError,
     read_checkpoint,
     state_dict_of,
     write_checkpoint,
 )
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
+from mmseg_repvgg.checks import check_model, check_tolerance, check_whole
+from mmseg_repvgg.files import make_folder, whole_file
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (
     Difference,
@@ -30,8 +32,7 @@ from mmseg_repvgg.reparam.equivalence import (
     require_equal,
     tolerance_of,
 )
-from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
-from mmseg_repvgg.version import __version__
+from mmseg_repvgg.reparam.rewrites import check_names, default_names, deployed_copy, describe
 
 TRAINING_KEYS = (
     'train_cfg',
@@ -78,7 +79,7 @@ def fuse_checkpoint(
     cfg: Config,
     checkpoint: str | Path,
     out: str | Path,
-    rewrites: Sequence[str] = ('branches', 'batchnorm'),
+    rewrites: Sequence[str] | None = None,
     tolerance: float | None = None,
     num_images: int = 2,
 ) -> FuseReport:
@@ -92,7 +93,7 @@ def fuse_checkpoint(
         cfg: The training config.
         checkpoint: The training checkpoint.
         out: The fused checkpoint to write; its config goes beside it, ending in ``.py``.
-        rewrites: Names of the rewrites.
+        rewrites: Names of the rewrites; by default all that are not slower on the CPU.
         tolerance: Largest relative difference; by default that of the weights' dtype.
         num_images: How many images to compare on.
 
@@ -101,14 +102,18 @@ def fuse_checkpoint(
         EquivalenceError: If the fused model is not equal.
         ValueError: If there is nothing to fuse, or on a wrong argument.
     """
-    rewrites, out = check_names(rewrites), Path(out)
+    out = Path(out)
     if out.suffix not in ('.pth', '.pt'):
         raise ValueError(f'OUT {str(out)!r} must end in .pth: it names the fused checkpoint')
     if out.resolve() == Path(checkpoint).resolve():
         raise ValueError(f'OUT {str(out)!r} is the training checkpoint itself; give another name')
+    check_tolerance(tolerance)
+    check_whole('num_images', num_images, 0)
+    check_model(cfg)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     loaded = read_checkpoint(checkpoint)
     before = _training_model(cfg, state_dict_of(loaded), str(checkpoint))
+    rewrites = default_names(before) if rewrites is None else check_names(rewrites)
     after, counts = deployed_copy(before, rewrites)
 
     tolerance = tolerance_of(before) if tolerance is None else tolerance
@@ -117,9 +122,12 @@ def fuse_checkpoint(
     on_images, seen = _compare_images(cfg, before, after, tolerance, num_images)
     deployed = _deployed_config(cfg, rewrites)
     _check_loads(deployed, after)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    meta = _meta(loaded, checkpoint, rewrites)
-    write_checkpoint(dict(meta=meta, state_dict=after.state_dict()), out)
+    make_folder(out.parent)
+    state = after.state_dict()
+    meta = loaded.get('meta') or {}
+    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
+    stamp = make_stamp(state, checkpoint, rewrites=list(rewrites))
+    write_checkpoint(dict(meta=dict(kept, **{STAMP: stamp}), state_dict=state), out)
     config_path = out.with_suffix('.py')
     with whole_file(config_path) as temporary:
         temporary.write_text(deployed.pretty_text, encoding='utf-8')
@@ -141,7 +149,7 @@ def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Mo
             f'{source if is_fused(state) else cfg.filename} is fused already; give the training '
             'config and the training checkpoint'
         )
-    model = MODELS.build(_without_pretrained(cfg.model))
+    model = MODELS.build(without_pretrained(cfg.model))
     load_strictly(model, state, source)
     model.eval()
     return model
@@ -159,29 +167,31 @@ def _compare_images(
     return worst, seen
 
 
-def _meta(loaded: dict[str, Any], checkpoint: str | Path, rewrites: Sequence[str]) -> dict:
-    """What the fused checkpoint says of itself: the classes, and where it comes from."""
-    meta = loaded.get('meta') or {}
-    stamp = dict(
-        form='deploy',
-        rewrites=list(rewrites),
-        version=__version__,
-        torch=str(torch.__version__),
-        source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-    )
-    return dict({key: meta[key] for key in ('dataset_meta',) if key in meta}, mmseg_repvgg=stamp)
-
-
 def _images(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
     """Preprocessed test images (1, C, H, W), cropped to the window of sliding-window tests."""
     dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset')
     if count < 1 or not dataset_cfg or not os.path.isdir(dataset_cfg.get('data_root') or ''):
         return
-    dataset = DATASETS.build(dataset_cfg)
-    height, width = cfg.model.get('test_cfg', {}).get('crop_size', (None, None))
-    for i in range(min(count, len(dataset))):
-        inputs = model.data_preprocessor(dict(inputs=[dataset[i]['inputs']]), False)['inputs']
+    height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
+    for image in _loaded(dataset_cfg, count):
+        inputs = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
         yield inputs[..., :height, :width]
+
+
+def _loaded(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
+    """Images (C, H, W) of a data set; what its files cannot give is a ValueError."""
+    file = 'the data set'
+    try:
+        dataset = DATASETS.build(dataset_cfg)
+        for i in range(min(count, len(dataset))):
+            file = dataset.get_data_info(i).get('img_path', f'image {i}')
+            yield dataset[i]['inputs']
+    except Exception as error:  # of mmcv, OpenCV, Pillow: each has its own
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ValueError(
+            f'test_dataloader: {file} or its labels cannot be loaded: {reason}. Mend the data, or '
+            'compare on random input only (--images 0)'
+        ) from error
 
 
 def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
@@ -192,16 +202,18 @@ def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
     hooks = [h for h in deployed.get('custom_hooks', []) if h['type'] != 'RepVGGDeployHook']
     deployed.custom_hooks = hooks
     deployed.load_from, deployed.resume = None, False
-    model = _without_pretrained(deployed.model)
+    model = without_pretrained(deployed.model)
     deployed.pop('model')
     deployed.model = deployed_config(model, cfg.get('default_scope', 'mmseg'), rewrites)
     return deployed
 
 
-def _without_pretrained(model: Any) -> dict[str, Any]:
+def without_pretrained(model: Any) -> dict[str, Any]:
     """Model settings without initial weights, which the checkpoint replaces."""
     settings = model.to_dict() if hasattr(model, 'to_dict') else dict(model)
     settings.pop('pretrained', None)
+    if 'backbone' not in settings:
+        raise ValueError('the model of the config has no backbone: give the config of a segmentor')
     backbone = dict(settings['backbone'])
     backbone.pop('pretrained', None)
     if isinstance(backbone.get('init_cfg'), dict):

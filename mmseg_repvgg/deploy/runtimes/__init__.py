@@ -1,0 +1,111 @@
+"""Loading exported models: ``load_runtime('b2.onnx')(images)``; needs no OpenMMLab package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
+from mmseg_repvgg.deploy.runtimes.base import Runtime
+
+
+@dataclass(frozen=True)
+class RuntimeKind:
+    """Where a runtime's class is, and what it needs and reads."""
+
+    module: str  # below this package
+    name: str  # of the class
+    needs: str  # the package to import
+    formats: tuple[str, ...]  # of FORMATS
+
+
+RUNTIMES: dict[str, RuntimeKind] = {
+    'onnxruntime': RuntimeKind('onnxruntime', 'OnnxRuntime', 'onnxruntime', ('onnx',)),
+    'openvino': RuntimeKind('openvino', 'OpenVinoRuntime', 'openvino', ('openvino', 'onnx')),
+    'mnn': RuntimeKind('mnn', 'MnnRuntime', 'MNN', ('mnn',)),
+    'torch': RuntimeKind('torch', 'TorchRuntime', 'torch', ('torch',)),
+}
+"""By name. Of those that read a file the first that is installed is the default."""
+
+
+def load_runtime(
+    path: str | Path, runtime: str | None = None, threads: int | None = None, **options: Any
+) -> Runtime:
+    """Load an exported model and the description beside it.
+
+    Args:
+        path: The file that tools/export.py wrote.
+        runtime: One of :data:`RUNTIMES`; by default the first installed that reads the file.
+        threads: How many threads a call uses; None: as many as the runtime sees fit.
+        **options: Of the runtime's class: ``winograd_level`` of MNN.
+
+    Returns:
+        What takes images and has an ``info``.
+
+    Raises:
+        FileNotFoundError: If the model or its description is not there.
+        ValueError: If ``runtime`` is unknown or cannot read the file, the file is damaged, or an
+            option is wrong.
+        RuntimeError: If the runtime is not installed.
+    """
+    info, path = ExportedInfo.read(path), Path(path)
+    name = runtime or _default(path, info.format)
+    if name not in RUNTIMES:
+        raise ValueError(f'runtime={runtime!r} is not known; use one of {", ".join(RUNTIMES)}')
+    kind = RUNTIMES[name]
+    if info.format not in kind.formats:
+        able = [other for other, k in RUNTIMES.items() if info.format in k.formats]
+        raise ValueError(
+            f'{name} cannot read {path}, a model of the format {info.format!r}; use '
+            f'{" or ".join(able)}, or export for it: tools/export.py ... '
+            f'OUT{FORMATS[kind.formats[0]]}'
+        )
+    if threads is not None and threads < 1:
+        raise ValueError(f'threads={threads} must be at least 1, or None')
+    if not is_installed(name):
+        raise RuntimeError(_install(name))
+    loaded = getattr(import_module(f'{__name__}.{kind.module}'), kind.name)
+    try:
+        return loaded(path, info, threads, **options)
+    except (ValueError, TypeError):  # a wrong option
+        raise
+    except Exception as error:  # each runtime has its own
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'{name} cannot read {path}: {reason}. The file is damaged, or of another version of '
+            f'{kind.needs}; export it again'
+        ) from error
+
+
+def is_installed(runtime: str) -> bool:
+    """Whether the package of a runtime is there; it is not imported."""
+    return find_spec(RUNTIMES[runtime].needs) is not None
+
+
+def readers(model_format: str) -> list[str]:
+    """The installed runtimes that read a format, the default first."""
+    able = [name for name, kind in RUNTIMES.items() if model_format in kind.formats]
+    return [name for name in able if is_installed(name)]
+
+
+def _default(path: Path, model_format: str) -> str:
+    if model_format not in FORMATS:
+        raise ValueError(
+            f'{path} has the format {model_format!r}, unknown to this version, which knows '
+            f'{", ".join(FORMATS)}; export it again'
+        )
+    found = readers(model_format)
+    if not found:
+        able = next(name for name, kind in RUNTIMES.items() if model_format in kind.formats)
+        raise RuntimeError(f'{path}: {_install(able)}')
+    return found[0]
+
+
+def _install(runtime: str) -> str:
+    return (
+        f'the runtime {runtime!r} needs the package {RUNTIMES[runtime].needs}, which is not '
+        f"installed: pip install 'mmseg-repvgg[deploy]', or that package alone"
+    )

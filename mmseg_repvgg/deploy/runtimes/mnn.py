@@ -1,0 +1,66 @@
+"""MNN files in MNN, whose Winograd convolutions suit plain 3x3 networks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import MNN
+import MNN.expr
+import MNN.nn
+import numpy as np
+
+from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.runtimes.base import Runtime
+
+WINOGRAD_MEMORY_LEVEL = 3
+"""The number of this hint in MNN (``Interpreter::HintMode``)."""
+
+WINOGRAD_LEVELS = (0, 1, 2, 3)
+
+
+class MnnRuntime(Runtime):
+    """An MNN file in MNN, on the CPU in fp32.
+
+    Args:
+        path: The .mnn file.
+        info: What was written beside it.
+        threads: As :class:`Runtime`; None: one per CPU.
+        winograd_level: How large Winograd's tiles may be: 0 without Winograd, 1 small tiles, whose
+            rounding is that of a direct convolution, 3 (MNN's default) large tiles, which are
+            faster and round more.
+
+    Raises:
+        ValueError: If ``winograd_level`` is none of those.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: ExportedInfo,
+        threads: int | None = None,
+        winograd_level: int = 3,
+    ) -> None:
+        super().__init__(path, info, threads)
+        if winograd_level not in WINOGRAD_LEVELS:
+            raise ValueError(f'winograd_level={winograd_level!r} must be one of {WINOGRAD_LEVELS}')
+        settings = dict(backend='CPU', precision='high', numThread=threads or os.cpu_count() or 1)
+        manager: Any = MNN.nn.create_runtime_manager((settings,))
+        manager.set_hint(WINOGRAD_MEMORY_LEVEL, winograd_level)
+        output = 'labels' if info.argmax_inside else 'logits'
+        self.module = MNN.nn.load_module_from_file(
+            str(path), ['images'], [output], runtime_manager=manager
+        )
+        self.manager = manager  # MNN does not keep it
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """As :meth:`Runtime.run`."""
+        var = MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)
+        outputs = self.module.forward([var])
+        if not outputs:
+            raise RuntimeError(f'MNN could not run {self.path}; what it printed says why')
+        output = outputs[0]
+        if not self.info.argmax_inside:
+            output = MNN.expr.convert(output, MNN.expr.NCHW)
+        return np.array(output.read())  # a copy: the next call writes to the same place

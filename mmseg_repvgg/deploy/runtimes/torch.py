@@ -1,0 +1,40 @@
+"""Programs of ``torch.export`` in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.runtimes.base import Runtime
+
+
+class TorchRuntime(Runtime):
+    """A .pt2 file in PyTorch.
+
+    Args:
+        path: The .pt2 file.
+        info: What was written beside it.
+        threads: As :class:`Runtime`; PyTorch has one number for the whole process, which this sets.
+        device: Where to run it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: ExportedInfo,
+        threads: int | None = None,
+        device: str = 'cpu',
+    ) -> None:
+        super().__init__(path, info, threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        self.module = torch.export.load(path).module().to(self.device)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """As :meth:`Runtime.run`."""
+        with torch.no_grad():
+            return self.module(torch.from_numpy(images).to(self.device)).cpu().numpy()

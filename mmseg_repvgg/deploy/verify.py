@@ -1,0 +1,165 @@
+"""Loading an exported model in every runtime that reads it, and comparing with PyTorch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import Tensor
+
+from mmseg_repvgg.datasets.demo_scenes import compose_scene
+from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.graph import logits_of, raw_and_normalised
+from mmseg_repvgg.deploy.runtimes import load_runtime, readers
+from mmseg_repvgg.reparam.equivalence import EquivalenceError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a runtime may be from PyTorch."""
+
+    relative: float  # largest difference of logits, over the largest absolute logit
+    agreement: float  # smallest share of pixels with the same class
+
+
+LIMITS: dict[str, Limits] = {
+    'onnxruntime': Limits(1e-4, 0.999),
+    'openvino': Limits(1e-4, 0.999),
+    'torch': Limits(1e-4, 0.999),
+    # Winograd with large tiles rounds more
+    'mnn': Limits(1e-2, 0.995),
+}
+"""By runtime. The pixels that may differ are those whose two best classes are as good as equal."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an exported model compares with PyTorch."""
+
+    runtime: str
+    image: str  # what it was run on
+    size: tuple[int, int]  # height, width
+    relative: float | None  # as in Limits; None where only labels come out
+    agreement: float
+
+    def __str__(self) -> str:
+        logits = '' if self.relative is None else f'logits differ by {self.relative:.2g}, '
+        height, width = self.size
+        return (
+            f'{self.runtime} on {self.image}, {height}x{width}: {logits}'
+            f'argmax agreement {100 * self.agreement:.4f} %'
+        )
+
+
+def sample_image(cfg: Config, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """The first test image where the data are there, else a demo scene.
+
+    Args:
+        cfg: The config.
+        size: Height and width the image is resized to.
+
+    Returns:
+        The image (H, W, 3) uint8 in BGR, and what it is.
+    """
+    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    height, width = size
+    if os.path.isdir(dataset_cfg.get('data_root') or ''):
+        image = DATASETS.build(dataset_cfg)[0]['inputs'].permute(1, 2, 0).numpy()
+        name = 'the first test image'
+    else:
+        scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
+        image, name = scene[..., ::-1], 'a demo scene'
+    resized = cv2.resize(np.ascontiguousarray(image), (width, height))
+    return resized, name
+
+
+def verify(
+    path: Path,
+    reference: Any,
+    image: np.ndarray,
+    name: str,
+    tolerance: float | None = None,
+    agreement: float | None = None,
+) -> list[Match]:
+    """Run an exported model in every installed runtime that reads it.
+
+    Args:
+        path: The model, with its description beside it.
+        reference: The segmentor as it was before any rewrite, in eval mode.
+        image: (H, W, 3) uint8 in BGR, of the model's size.
+        name: What the image is.
+        tolerance: In the place of :attr:`Limits.relative` of every runtime.
+        agreement: In the place of :attr:`Limits.agreement`.
+
+    Returns:
+        One entry per runtime, all within the limits.
+
+    Raises:
+        EquivalenceError: If a runtime is not, or no runtime is there.
+    """
+    info = ExportedInfo.read(path)
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    if info.dynamic_batch:  # a batch of two, the second mirrored
+        pixels = torch.cat([pixels, pixels.flip(3)])
+    raw, normalised = raw_and_normalised(reference, pixels)
+    expected = _logits(reference, normalised)
+    images = (raw if info.preprocessing_inside else normalised).cpu().numpy()
+    matches = []
+    for runtime in readers(info.format):
+        match = _match(runtime, name, expected, load_runtime(path, runtime)(images), info)
+        limits = LIMITS[runtime]
+        _require(
+            match,
+            limits.relative if tolerance is None else tolerance,
+            limits.agreement if agreement is None else agreement,
+        )
+        matches.append(match)
+    if not matches:
+        raise EquivalenceError(
+            f'{path} cannot be checked: no runtime that reads it is installed; '
+            "pip install 'mmseg-repvgg[deploy]'"
+        )
+    return matches
+
+
+def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
+    like = next(reference.parameters())
+    with torch.no_grad():
+        logits = logits_of(reference, normalised.to(like))
+    if not bool(logits.isfinite().all()):
+        raise EquivalenceError(
+            'the network gives NaN or infinite logits: the checkpoint is damaged or its training '
+            'diverged'
+        )
+    return logits.cpu().numpy()
+
+
+def _match(
+    runtime: str, image: str, expected: np.ndarray, output: np.ndarray, info: ExportedInfo
+) -> Match:
+    labels, relative = output, None
+    if not info.argmax_inside:
+        labels = output.argmax(1)
+        scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+        gap = np.nan_to_num(np.abs(output - expected), nan=np.inf).max()
+        relative = float(gap) / scale
+    agreement = float((labels == expected.argmax(1)).mean())
+    return Match(runtime, image, info.size, relative, agreement)
+
+
+def _require(match: Match, tolerance: float, agreement: float) -> None:
+    logits_fit = match.relative is None or match.relative <= tolerance
+    if not (logits_fit and match.agreement >= agreement):
+        raise EquivalenceError(
+            f'the exported model is not equal to PyTorch: {match}. Allowed are logits that differ '
+            f'by {tolerance:.2g} of the largest and an agreement of {100 * agreement:.4g} %. '
+            'Nothing was written; leave rewrites out, or allow more with --tolerance and '
+            '--agreement'
+        )

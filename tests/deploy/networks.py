@@ -1,0 +1,63 @@
+"""Exported networks made up for the tests: a function in place of a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mmseg_repvgg.deploy.exported import ExportedInfo
+
+# mmseg's, for RGB
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class FakeNetwork:
+    """Calls ``function`` on (N, 3, h, w) and keeps what it was called with."""
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], **info) -> None:
+        self.function = function
+        self.inputs: list[np.ndarray] = []
+        values = dict(
+            format='onnx',
+            size=(8, 12),
+            dynamic_batch=True,
+            preprocessing_inside=True,
+            argmax_inside=False,
+            mean=MEAN,
+            std=STD,
+            to_rgb=True,
+            classes=('blue', 'green', 'red'),
+            palette=((0, 0, 255), (0, 255, 0), (200, 0, 0)),
+            stride=None,
+            rewrites=(),
+            source_sha256='0' * 64,
+            version='0',
+        )
+        self.info = ExportedInfo(**{**values, **info})
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.float32
+        assert images.flags.c_contiguous
+        assert images.shape[1:] == (3, *self.info.size)
+        self.inputs.append(images)
+        return self.function(images)
+
+
+def brightest_channel(images: np.ndarray) -> np.ndarray:
+    """Logits that are the channels: the label is the brightest one, of BGR pixels blue is 0."""
+    return images.copy()
+
+
+def by_position(images: np.ndarray) -> np.ndarray:
+    """Four logits of the pixel, its place in the window and the mean of the window.
+
+    So they show where windows begin and what else is in them, as the logits of a real network do.
+    """
+    _, _, height, width = images.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    blue, green, red = images.transpose(1, 0, 2, 3)
+    context = images.mean((2, 3)) @ np.float32([0.2, 0.5, 1])  # no sum: it tells BGR from RGB
+    place = 10 * y - 5 * x + context[:, None, None]
+    logits = blue * (1 + 0.1 * y), green * (2 - 0.05 * x), red + 0.3 * x * y, place
+    return np.stack(logits, axis=1)

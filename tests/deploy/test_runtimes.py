@@ -1,0 +1,120 @@
+"""Loading exported models: which runtime is taken, and what is said when none fits."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mmseg_repvgg.deploy import runtimes
+from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
+from mmseg_repvgg.deploy.runtimes.base import Runtime
+
+INFO = ExportedInfo(
+    format='onnx',
+    size=(4, 6),
+    dynamic_batch=False,
+    preprocessing_inside=False,
+    argmax_inside=False,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+    to_rgb=True,
+    classes=('a', 'b'),
+    palette=((0, 0, 0), (1, 1, 1)),
+    stride=None,
+    rewrites=(),
+    source_sha256='',
+    version='',
+)
+
+
+class Counting(Runtime):
+    """Gives its input back, and remembers the batches."""
+
+    def run(self, images):
+        self.batches = [*getattr(self, 'batches', []), len(images)]
+        return images
+
+
+def model_file(tmp_path, **changes):
+    path = tmp_path / 'model.bin'
+    path.write_bytes(b'no model')
+    replace(INFO, **changes).write(path)
+    return path
+
+
+@pytest.mark.parametrize(('dynamic', 'batches'), [(False, [1, 1, 1]), (True, [3])])
+def test_any_batch_is_taken(dynamic, batches):
+    loaded = Counting(None, replace(INFO, dynamic_batch=dynamic), None)
+    images = np.random.default_rng(0).standard_normal((3, 3, 4, 6), dtype=np.float32)
+    assert (loaded(images) == images).all()
+    assert (loaded(images[..., ::-1]) == images[..., ::-1]).all()  # not contiguous
+    assert loaded.batches == 2 * batches
+
+
+@pytest.mark.parametrize('shape', [(3, 4, 6), (1, 3, 6, 4), (1, 1, 4, 6), (0, 3, 4, 6)])
+def test_a_wrong_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r'do not fit m.onnx, which takes \(N, 3, 4, 6\)'):
+        Counting('m.onnx', INFO, None)(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'float64', 'float16'])
+def test_a_wrong_dtype_is_named(dtype):
+    with pytest.raises(ValueError, match=f'images are {dtype}, but m.onnx takes float32'):
+        Counting('m.onnx', INFO, None)(np.zeros((1, 3, 4, 6), dtype))
+
+
+def test_a_wrong_choice_is_named(tmp_path, monkeypatch):
+    path = model_file(tmp_path)
+    with pytest.raises(ValueError, match="runtime='tensorflow' is not known; use one of onnxrunt"):
+        load_runtime(path, 'tensorflow')
+    with pytest.raises(ValueError, match='mnn cannot read .* use onnxruntime or openvino, or exp'):
+        load_runtime(path, 'mnn')
+    with pytest.raises(ValueError, match='threads=0 must be at least 1'):
+        load_runtime(path, threads=0)
+    with pytest.raises(FileNotFoundError, match='nowhere.onnx not found'):
+        load_runtime(tmp_path / 'nowhere.onnx')
+    with pytest.raises(ValueError, match="has the format 'caffe', unknown to this version"):
+        load_runtime(model_file(tmp_path, format='caffe'))
+    monkeypatch.setattr(runtimes, 'find_spec', lambda name: None)
+    path = model_file(tmp_path, format='mnn')
+    for runtime in (None, 'mnn'):
+        with pytest.raises(RuntimeError, match=r"the package MNN, .* 'mmseg-repvgg\[deploy\]'"):
+            load_runtime(path, runtime)
+
+
+def test_the_first_installed_reader_is_the_default(tmp_path, monkeypatch):
+    path = model_file(tmp_path)
+    with pytest.raises(ValueError, match='onnxruntime cannot read'):
+        load_runtime(path)
+    monkeypatch.setattr(runtimes, 'is_installed', lambda name: name != 'onnxruntime')
+    with pytest.raises(ValueError, match='openvino cannot read'):
+        load_runtime(path)
+
+
+@pytest.mark.parametrize('runtime', list(RUNTIMES))
+def test_a_damaged_file_is_named(tmp_path, runtime):
+    path = model_file(tmp_path, format=RUNTIMES[runtime].formats[0])
+    with pytest.raises(ValueError, match=f'{runtime} cannot read {path}: .*export it again'):
+        load_runtime(path, runtime)
+
+
+def test_mnns_option_is_checked(tmp_path):
+    path = model_file(tmp_path, format='mnn')
+    with pytest.raises(ValueError, match=r'winograd_level=7 must be one of \(0, 1, 2, 3\)'):
+        load_runtime(path, winograd_level=7)
+
+
+def test_the_modules_import_no_openmmlab_package_and_torch_only_for_torch():
+    """Their source is looked at, for importing the package may register what it brings."""
+    code = (
+        'import sys, types; p = types.ModuleType("mmseg_repvgg"); p.__path__ = ["mmseg_repvgg"]; '
+        'sys.modules["mmseg_repvgg"] = p; import mmseg_repvgg.deploy.runtimes as r; '
+        'import mmseg_repvgg.deploy.tiling; '
+        '[__import__(f"{r.__name__}.{n}") for n in ("onnxruntime", "openvino", "mnn")]; '
+        'print(sorted({"torch", "mmengine", "mmcv", "mmseg", "cv2"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().endswith('[]'), done.stdout + done.stderr

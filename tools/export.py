@@ -1,0 +1,65 @@
+"""Export a checkpoint: ``python tools/export.py CONFIG CHECKPOINT OUT.onnx --size 512 1024``.
+
+Takes a training or a fused checkpoint, with its config. Writes OUT and its description OUT.json.
+Exit code 0 means that the file was loaded in every installed runtime that reads it and gave what
+PyTorch gives; otherwise nothing is written.
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.deploy.export import EXPORTED, Options, export
+from mmseg_repvgg.deploy.exported import FORMATS
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options, export, and print the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the checkpoint')
+    parser.add_argument('checkpoint', help='training or fused checkpoint')
+    parser.add_argument('out', help='file to write: ' + ', '.join(FORMATS.values()))
+    parser.add_argument('--runtime', choices=list(FORMATS), help='default: by the ending of OUT')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the images; default: the sliding windows of the config',
+    )
+    parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images')
+    parser.add_argument(
+        '--preprocessing', action='store_true', help='take BGR pixels and normalise inside'
+    )
+    parser.add_argument('--argmax', action='store_true', help='give class indices, not logits')
+    parser.add_argument('--rewrites', nargs='+', choices=EXPORTED, help='default: all that apply')
+    parser.add_argument(
+        '--no-tensorrt', action='store_true', help='allow ONNX operators TensorRT lacks'
+    )
+    parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
+    parser.add_argument('--agreement', type=float, help='smallest share of pixels of one class')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    args = parser.parse_args()
+    options = Options(
+        size=args.size and tuple(args.size),
+        dynamic_batch=args.dynamic_batch,
+        preprocessing=args.preprocessing,
+        argmax=args.argmax,
+        rewrites=args.rewrites and tuple(args.rewrites),
+        tensorrt=not args.no_tensorrt,
+        tolerance=args.tolerance,
+        agreement=args.agreement,
+    )
+    with user_errors('export'):
+        cfg = launch.load_config(args.config, args.cfg_options)
+        print(export(cfg, args.checkpoint, args.out, args.runtime, options))
+
+
+if __name__ == '__main__':
+    main()
