@@ -1,10 +1,24 @@
-"""RepVGG backbones for mmsegmentation; importing the package registers everything it brings."""
+"""RepVGG backbones for mmsegmentation; beside mmengine, importing the package registers all."""
 
-from mmseg_repvgg import compat
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mmseg_repvgg import registration
 from mmseg_repvgg.version import __version__
 
-compat.install()
-
-from mmseg_repvgg import engine, models, reparam  # noqa: E402
+if TYPE_CHECKING:
+    from mmseg_repvgg import engine, models, reparam
 
 __all__ = ['__version__', 'engine', 'models', 'reparam']
+
+registration.install()
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a subpackage on first use: a service that needs none of them has no PyTorch."""
+    if name in __all__:
+        return importlib.import_module(f'{__name__}.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

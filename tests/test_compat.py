@@ -17,13 +17,13 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
 from torch.nn import functional
 
-from mmseg_repvgg import compat
+from mmseg_repvgg import compat, extension
 from mmseg_repvgg.checkpoint import UnsafeCheckpointError, read_checkpoint
 from tests.checkpoint import payloads
 
 compiled = importlib.util.find_spec('mmcv._ext')
 without_compiled = pytest.mark.skipif(
-    compiled is None or compiled.origin != compat.__name__, reason='this mmcv has its operators'
+    compiled is None or compiled.origin != extension.__name__, reason='this mmcv has its operators'
 )
 
 
@@ -52,8 +52,8 @@ def test_install_twice_is_install_once():
     finders, schemes = list(sys.meta_path), dict(CheckpointLoader._schemes)
     compat.install()
     assert sys.meta_path == finders
-    assert isinstance(finders[-1], compat.ExtensionFinder) or compiled is not None
-    assert sum(isinstance(finder, compat.ExtensionFinder) for finder in finders) == 1
+    assert isinstance(finders[-1], extension.ExtensionFinder) or compiled is not None
+    assert sum(isinstance(finder, extension.ExtensionFinder) for finder in finders) == 1
     assert dict(CheckpointLoader._schemes) == schemes
 
 
@@ -143,7 +143,7 @@ def test_tools_that_walk_over_modules_are_not_fooled():
     assert hasattr(module, 'any_operator')
     assert module.any_operator is module.any_operator
     assert module.__spec__ is not None
-    assert importlib.util.find_spec('mmcv._ext').origin == 'mmseg_repvgg.compat'
+    assert importlib.util.find_spec('mmcv._ext').origin == 'mmseg_repvgg.extension'
     assert importlib.util.find_spec('mmcv.no_such_module') is None
     assert 'mmcv._ext' in repr(module)
 

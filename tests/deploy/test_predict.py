@@ -1,0 +1,216 @@
+"""Images, folders and videos in, label maps and overlays out; and the tool as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mmseg_repvgg.deploy import video
+from mmseg_repvgg.deploy.predict import predict
+from mmseg_repvgg.deploy.segmenter import Segmenter
+from tests.deploy.networks import FakeNetwork, brightest_channel
+
+PROJECT = Path(__file__).parents[2]
+
+
+def blocks(seed, height=24, width=36):
+    """An image of flat patches of 12 pixels."""
+    channel = np.random.default_rng(seed).integers(0, 3, (height // 12, width // 12))
+    image = np.full((height, width, 3), 40, np.uint8)
+    for index in range(3):
+        image[channel.repeat(12, 0).repeat(12, 1) == index, index] = 220
+    return image
+
+
+CENTRES = np.s_[6::12, 6::12]  # of the patches, away from what JPEG and a video codec blur
+
+
+@pytest.fixture
+def segmenter():
+    return Segmenter(FakeNetwork(brightest_channel, stride=(8, 12)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / 'images'
+    (folder / 'sub').mkdir(parents=True)
+    for seed, name in enumerate(('a.png', 'b.jpg', 'b.png', 'sub/a.PNG', '.hidden.png')):
+        cv2.imwrite(str(folder / name), blocks(seed))
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def written(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob('*') if path.is_file())
+
+
+def test_a_folder(segmenter, folder, tmp_path):
+    (folder / 'broken.png').write_bytes(b'nothing')
+    out = tmp_path / 'out'
+    report = predict(segmenter, folder, out)
+    assert written(out) == [
+        'a.png',
+        'a_overlay.jpg',
+        'b.jpg.png',
+        'b.jpg_overlay.jpg',
+        'b.png.png',
+        'b.png_overlay.jpg',
+        'sub/a.png',
+        'sub/a_overlay.jpg',
+    ]
+    for seed, name in ((0, 'a'), (1, 'b.jpg'), (2, 'b.png'), (3, 'sub/a')):
+        image = blocks(seed)
+        labels = cv2.imread(str(out / f'{name}.png'), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(labels, image.argmax(2))
+        painted = cv2.imread(str(out / f'{name}_overlay.jpg')).astype(int)
+        assert np.abs(painted - segmenter.overlay(image, labels))[CENTRES].max() < 10
+    assert [path.relative_to(out).as_posix() for path in report.written] == [
+        'a_overlay.jpg',
+        'b.jpg_overlay.jpg',
+        'b.png_overlay.jpg',
+        'sub/a_overlay.jpg',
+    ]
+    assert len(report.failures) == 1
+    assert str(folder / 'broken.png') in report.failures[0]
+    assert str(report).endswith('\n4 of 5 done')
+
+
+def test_results_in_the_folder_are_not_taken_for_images(segmenter, folder):
+    for _ in range(2):
+        assert len(predict(segmenter, folder, folder / 'out').written) == 4
+
+
+def test_a_single_image(segmenter, folder, tmp_path):
+    report = predict(segmenter, folder / 'b.jpg', tmp_path / 'out')
+    assert written(tmp_path / 'out') == ['b.png', 'b_overlay.jpg']
+    assert not report.failures
+
+
+def test_mistakes_are_named_before_anything_is_done(segmenter, folder, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for source, out, opacity, text in (
+        (folder, tmp_path / 'out', 2, 'opacity=2 must be'),
+        (tmp_path / 'none', tmp_path / 'out', 0.5, 'none not found'),
+        (tmp_path / 'empty', tmp_path / 'out', 0.5, 'empty holds no images'),
+        (folder, folder / 'a.png', 0.5, r'a\.png is a file; give a folder'),
+        (folder, folder, 0.5, 'holds the images themselves'),
+        (folder / 'a.png', folder, 0.5, 'holds the images themselves'),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=text):
+            predict(segmenter, source, out, opacity)
+    assert not (tmp_path / 'out').exists()
+    assert not segmenter.network.inputs
+
+
+def make_video(path, count, rate=10.0):
+    fourcc = cv2.VideoWriter.fourcc(*video.CODECS[path.suffix])
+    writer = cv2.VideoWriter(str(path), fourcc, rate, (72, 48))
+    assert writer.isOpened()
+    for seed in range(count):
+        writer.write(blocks(seed, 48, 72))
+    writer.release()
+    return path
+
+
+def test_a_video(segmenter, tmp_path):
+    source = make_video(tmp_path / f'street{video.suffix_to_write()}', 5)
+    out = tmp_path / 'out'
+    report = predict(segmenter, source, out, opacity=1)
+    (target,) = report.written
+    assert written(out) == [target.name] == [f'street_overlay{source.suffix}']
+    assert str(report) == '1 of 1 done: 5 of 5 frames'
+    with video.read_video(target) as result:
+        assert (result.rate, result.count) == (10, 5)
+        frames = list(result.frames)
+    assert len(frames) == 5
+    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 200)])  # BGR of blue, green, red
+    for seed, frame in enumerate(frames):
+        labels = blocks(seed, 48, 72).argmax(2)
+        assert np.abs(frame[CENTRES] - colours[labels[CENTRES]].astype(int)).mean() < 25
+
+
+def test_a_codec_that_opencv_brings_itself(segmenter, tmp_path, monkeypatch):
+    source = make_video(tmp_path / 'street.avi', 2)
+    monkeypatch.setattr(video, 'suffix_to_write', lambda: '.avi')
+    predict(segmenter, source, tmp_path / 'out')
+    assert written(tmp_path / 'out') == ['street_overlay.avi']
+
+
+def test_a_video_that_fails_half_way_is_not_left(tmp_path):
+    def broken(images):
+        if images.min() >= 0 and broken.calls >= 8:
+            raise ValueError('out of order')
+        broken.calls += 1
+        return images
+
+    broken.calls = 0
+    source = make_video(tmp_path / 'street.avi', 5)
+    segmenter = Segmenter(FakeNetwork(broken, stride=(8, 12)))
+    with pytest.raises(ValueError, match='out of order'):
+        predict(segmenter, source, tmp_path / 'out')
+    assert written(tmp_path / 'out') == []
+
+
+def test_videos_that_cannot_be_read(segmenter, tmp_path):
+    (tmp_path / 'x.mp4').write_bytes(b'no video')
+    with pytest.raises(ValueError, match=r'x\.mp4 is not a video that OpenCV reads'):
+        predict(segmenter, tmp_path / 'x.mp4', tmp_path / 'out')
+    with (
+        pytest.raises(FileNotFoundError, match=r'none\.mp4 not found'),
+        video.read_video(tmp_path / 'none.mp4'),
+    ):
+        pass
+
+
+# The tool, with a runtime made up for it.
+
+TOOL = f"""
+import json, runpy, sys
+from types import ModuleType
+from tests.deploy.networks import FakeNetwork, brightest_channel
+
+runtimes = sys.modules['mmseg_repvgg.deploy.runtimes'] = ModuleType('runtimes')
+runtimes.load_runtime = lambda path, runtime, threads: FakeNetwork(brightest_channel)
+code = 0
+try:
+    runpy.run_path({str(PROJECT / 'tools' / 'predict.py')!r}, run_name='__main__')
+except SystemExit as end:
+    code = end.code
+heavy = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'matplotlib')
+print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
+"""
+
+
+def call(*args, cwd):
+    """Return exit code or message, heavy modules, and the lines printed before."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', TOOL, *map(str, args)],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(PROJECT), *sys.path])},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    return *json.loads(last), lines
+
+
+def test_the_tool_imports_nothing_heavy_and_tells_success_by_its_exit_code(folder):
+    assert call('x.onnx', folder, 'out', '--opacity', '0.3', cwd=folder.parent) == (
+        0,
+        [],
+        ['4 of 4 done'],
+    )
+    assert len(written(folder.parent / 'out')) == 8
+    (folder / 'broken.png').write_bytes(b'nothing')
+    code, heavy, lines = call('x.onnx', folder / 'broken.png', 'bad', cwd=folder.parent)
+    assert (code, heavy) == (1, [])
+    assert lines[0].startswith(f'not read: {folder / "broken.png"} is not an image')
+    assert lines[1:] == ['0 of 1 done']
+    code, _, _ = call('x.onnx', 'nowhere', 'out', cwd=folder.parent)
+    assert code == 'predict: error: nowhere not found; give an image, a folder or a video'

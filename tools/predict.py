@@ -1,0 +1,37 @@
+"""Segment an image, a folder or a video: ``python tools/predict.py b2.onnx images out``.
+
+Of an image NAME.* OUT gets NAME.png, the index of the class of each pixel, and NAME_overlay.jpg; of
+a video NAME_overlay.mp4. Exit code 1 means that something could not be read.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.deploy.predict import predict
+from mmseg_repvgg.deploy.segmenter import Segmenter
+
+
+def main() -> None:
+    """Parse the options, segment, and print what was done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('model', help='model that tools/export.py wrote, its .json beside it')
+    parser.add_argument('input', type=Path, help='image, folder of images, or video')
+    parser.add_argument('out', type=Path, help='folder to write to')
+    parser.add_argument('--runtime', help='what runs the model (by default what reads the file)')
+    parser.add_argument('--threads', type=int, help='of the runtime')
+    parser.add_argument(
+        '--opacity', type=float, default=0.5, help='of the colours in overlays (%(default)s)'
+    )
+    args = parser.parse_args()
+    with user_errors('predict'):
+        segmenter = Segmenter(args.model, args.runtime, args.threads)
+        report = predict(segmenter, args.input, args.out, args.opacity)
+    print(report)
+    raise SystemExit(1 if report.failures else 0)
+
+
+if __name__ == '__main__':
+    main()
