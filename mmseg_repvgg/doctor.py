@@ -1,0 +1,297 @@
+"""What this environment has, what works in it, and a command for each thing that does not.
+
+``python -m mmseg_repvgg.doctor`` prints a line per check and exits with 1 if something that is
+needed does not work. Everything is imported inside its check, for it may be missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.families import Problem, check_module, install_command, installed, parse
+from mmseg_repvgg.version import __version__
+
+PYTHON, TORCH = '3.10', '2.6'
+"""The lowest versions, as in setup.py."""
+TINY = dict(num_blocks=(1, 2, 2, 1), width_factor=(0.125,) * 4)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to try.
+
+    ``run`` returns what it found and raises where it does not work; a :class:`Problem` brings the
+    command that mends it, for other errors it is ``command``.
+    """
+
+    name: str
+    run: Callable[[], str]
+    command: str
+    after: tuple[str, ...] = ()  # not tried if one of these does not work
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a check."""
+
+    check: Check
+    state: str  # 'ok', 'FAIL', 'absent' (optional and not installed) or 'skipped'
+    text: str
+    command: str = ''
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether something needed does not work."""
+        return self.state == 'FAIL' and self.check.needed
+
+
+class Absent(Problem):
+    """Something optional is not installed."""
+
+
+def check_python() -> str:
+    """The interpreter is new enough."""
+    if parse(platform.python_version()) < parse(PYTHON):
+        text = f'Python {platform.python_version()} is too old; needed is {PYTHON} or newer'
+        raise Problem(text, f'make setup PYTHON3=/path/to/python{PYTHON}   # or another newer one')
+    return f'{platform.python_version()}, {sys.executable}'
+
+
+def check_torch() -> str:
+    """PyTorch is new enough to read checkpoints safely."""
+    import torch
+
+    found = str(torch.__version__)
+    if parse(found) < parse(TORCH):
+        text = f'PyTorch {found} is too old to read checkpoints safely; needed is {TORCH} or newer'
+        raise Problem(text, f"pip install 'torch>={TORCH}' torchvision")
+    return found
+
+
+def check_import(module: str, distribution: str) -> str:
+    """A module imports."""
+    import_module(module)
+    return version(distribution)
+
+
+def check_opencv() -> str:
+    """OpenCV imports, also where there is no screen."""
+    import cv2
+
+    return str(cv2.__version__)
+
+
+def check_mm(module: str, *parts: str) -> str:
+    """A package of OpenMMLab is the right one, and imports with the parts that are used."""
+    text = check_module(module, installed())
+    for part in parts:
+        import_module(part)
+    if module == 'mmcv':
+        extension = find_spec('mmcv._ext')
+        is_lite = extension is None or (extension.origin or '').startswith('mmseg_repvgg.')
+        text += ', lite: no compiled operators' if is_lite else ', full: with compiled operators'
+    return text
+
+
+def check_registration(scope: str) -> str:
+    """DilatedRepVGG is built by its plain name."""
+    import_module('mmseg_repvgg.models')
+    import_module('mmseg_repvgg.engine')
+    registry = import_module(f'{scope}.registry').MODELS
+    registry.build(dict(type='DilatedRepVGG', arch=TINY))
+    return f'DilatedRepVGG is built from the {scope} scope'
+
+
+def check_fusing() -> str:
+    """A small backbone is fused and gives what it gave."""
+    import torch
+    from torch.nn import BatchNorm2d
+
+    from mmseg_repvgg.models import DilatedRepVGG
+    from mmseg_repvgg.reparam.equivalence import compare, require_equal, tolerance_of
+    from mmseg_repvgg.reparam.rewrites import deployed_copy
+
+    model = DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4))
+    generator = torch.Generator().manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, BatchNorm2d):  # a fresh one, mean 0 and variance 1, shows no mistake
+            for values in norm.state_dict().values():
+                if values.is_floating_point():
+                    values.copy_(0.5 + torch.rand(values.shape, generator=generator))
+    fused, _ = deployed_copy(model, ['branches', 'dilation'])
+    found = compare(model, fused, torch.randn(1, 3, 65, 49, generator=generator))
+    require_equal(found, tolerance_of(model), 'a small backbone')
+    return f'a fused backbone is equal: {found}'
+
+
+class _Asking:
+    """Asks whoever unpickles it to call a (harmless) function."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.getcwd, ()
+
+
+def check_reading() -> str:
+    """Training checkpoints are read, by our reader: nothing in them is run."""
+    import torch
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    import_module('mmseg_repvgg.compat').install()
+    from mmseg_repvgg.checkpoint import UnsafeCheckpointError
+
+    with tempfile.TemporaryDirectory() as folder:
+        file, read = Path(folder) / 'x.pth', CheckpointLoader.load_checkpoint
+        hub = dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1])))
+        torch.save(dict(state_dict=dict(a=torch.ones(1)), message_hub=hub), file)
+        read(str(file), 'cpu', logger='silent')
+        torch.save(dict(a=_Asking()), file)
+        try:
+            read(str(file), 'cpu', logger='silent')
+        except (UnsafeCheckpointError, pickle.UnpicklingError):
+            return 'training checkpoints are read, and what asks to run code is refused'
+    raise RuntimeError("mmengine's loader ran what was in a file: our reader is not in place")
+
+
+def check_runtime(module: str, distribution: str) -> str:
+    """A runtime for exported models imports."""
+    if find_spec(module) is None:
+        raise Absent(f'{distribution} is not installed (optional)', f'pip install {distribution}')
+    return check_import(module, distribution)
+
+
+def check_cuda() -> str:
+    """PyTorch computes on the GPU, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.ones(2, device='cuda').sum().item()
+        return f'{torch.version.cuda}, {torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    if torch.version.cuda is None and Path('/proc/driver/nvidia').exists():
+        raise RuntimeError('there is an NVIDIA GPU, but this PyTorch is built without CUDA')
+    built = f'PyTorch is built for {torch.version.cuda}' if torch.version.cuda else 'none'
+    return f'{built}; no GPU is seen, everything runs on the CPU'
+
+
+def _reinstall(*names: str) -> str:
+    return f'pip install --force-reinstall {" ".join(names)}'
+
+
+def _own() -> str:
+    checkout = Path(__file__).resolve().parents[1]
+    return _reinstall('--no-deps', str(checkout) if _is_checkout(checkout) else 'mmseg-repvgg')
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / 'setup.py').is_file()
+
+
+def _mm(module: str, *after: str, parts: tuple[str, ...], needed: bool = True) -> Check:
+    """The check of one of OpenMMLab's packages: the distribution, and that ``parts`` import."""
+    given = installed()[module]
+    again = _reinstall('--no-deps', *(given or [module]))
+    if 'mmcv' in given:  # its operators were built for another PyTorch; the lite one has none
+        again = install_command('mmcv', given, 'openmmlab')
+    return Check(module, partial(check_mm, module, *parts), again, after, needed)
+
+
+def _registration(scope: str, needed: bool = True) -> Check:
+    run = partial(check_registration, scope)
+    return Check(f'in {scope}', run, _own(), ('mmengine', 'mmcv', scope), needed)
+
+
+def all_checks() -> tuple[Check, ...]:
+    """The checks, in an order in which each comes after those it builds upon."""
+    torch, base, mm = ('torch',), ('torch', 'numpy', 'opencv'), ('mmengine', 'mmcv')
+    pair = _reinstall(f"'torch>={TORCH}'", 'torchvision')
+    headless = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
+    return (
+        Check('python', check_python, ''),
+        Check('torch', check_torch, pair),
+        Check('torchvision', partial(check_import, 'torchvision', 'torchvision'), pair, torch),
+        Check('numpy', partial(check_import, 'numpy', 'numpy'), _reinstall('numpy')),
+        Check('opencv', check_opencv, headless, ('numpy',)),
+        _mm('mmengine', *base, parts=('mmengine.runner',)),
+        _mm('mmcv', *base, 'mmengine', parts=('mmcv.cnn', 'mmcv.ops')),
+        _mm('mmseg', *mm, parts=('mmseg.models', 'mmseg.apis')),
+        _mm('mmpretrain', *mm, 'torchvision', parts=('mmpretrain.models',), needed=False),
+        _registration('mmseg'),
+        _registration('mmpretrain', needed=False),
+        Check('fusing', check_fusing, _own(), (*torch, *mm)),
+        Check('reading', check_reading, _own(), (*torch, 'mmengine')),
+        *(
+            Check(m.lower(), partial(check_runtime, m, m), _reinstall(m), needed=False)
+            for m in ('onnxruntime', 'openvino', 'MNN')
+        ),
+        Check('cuda', check_cuda, pair, torch, needed=False),
+    )
+
+
+def examine(checks: tuple[Check, ...] | None = None) -> Iterator[Result]:
+    """Try one check after the other; a check that crashes is a result, too."""
+    failed: set[str] = set()
+    for check in all_checks() if checks is None else checks:
+        missing = [name for name in check.after if name in failed]
+        if missing:
+            result = Result(check, 'skipped', f'needs {", ".join(missing)}')
+        else:
+            result = _try(check)
+        if result.state != 'ok':
+            failed.add(check.name)
+        yield result
+
+
+def _try(check: Check) -> Result:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return Result(check, 'ok', check.run())
+    except Problem as problem:
+        state = 'absent' if isinstance(problem, Absent) else 'FAIL'
+        return Result(check, state, str(problem), problem.command)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and '.' not in missing:  # a dependency, not a file lost from a package
+            name = dict(cv2='opencv-python', PIL='pillow').get(missing, missing)
+            return Result(check, 'FAIL', f'{name} is not installed', f'pip install {name}')
+        text = ' '.join(f'{type(error).__name__}: {error}'.split())
+        return Result(check, 'FAIL', text, check.command)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print all results and what to do; 0 if everything needed works, else 1."""
+    argparse.ArgumentParser(
+        prog='python -m mmseg_repvgg.doctor', description='Say what works here and what to do.'
+    ).parse_args(argv)
+    print(f'mmseg_repvgg {__version__} on {platform.platform()}')
+    results = []
+    for result in examine():
+        results.append(result)
+        print(f'{result.state:8} {result.check.name:13} {result.text}', flush=True)
+    problems = [result for result in results if result.state == 'FAIL']
+    for number, result in enumerate(problems, start=1):
+        kind = 'needed' if result.check.needed else 'optional'
+        print(f'\nProblem {number}, {result.check.name} ({kind}): {result.text}')
+        print(f'    {result.command}')
+    is_broken = any(result.is_fatal for result in results)
+    print(f'\n{"Something needed does not work." if is_broken else "Everything needed works."}')
+    return int(is_broken)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
