@@ -1,0 +1,236 @@
+"""A child config that puts RepVGG in the place of any config's backbone."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmseg_repvgg.checkpoint.published import PUBLISHED
+from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.models.arch import RepVGGArch, get_arch
+from mmseg_repvgg.models.backbone import DilatedRepVGG
+from mmseg_repvgg.swap_backbone.bases import find_config, load_base, reference
+from mmseg_repvgg.swap_backbone.features import (
+    CannotSwapError,
+    FeatureMap,
+    backbone_maps,
+    build_backbone,
+)
+from mmseg_repvgg.swap_backbone.heads import changed_model
+from mmseg_repvgg.swap_backbone.schedule import changed_schedule
+from mmseg_repvgg.swap_backbone.stages import Stages, stages_for
+from mmseg_repvgg.swap_backbone.text import assignment
+
+PUBLISHED_WEIGHTS = 'published'
+IMAGENET_MEAN = [123.675, 116.28, 103.53]
+"""Of the images that the published weights are for: RGB, 0 to 255."""
+HOOK = dict(type='RepVGGDeployHook')
+CARRIED = dict(in_channels=3, norm_eval=False, with_cp=False, frozen_stages=-1)
+"""Settings that DilatedRepVGG has, too, and their defaults."""
+DOCSTRING = '''"""{title}.
+
+Command: {command}
+The optimizer is the base's. The paper (section 4.3) trains with SGD, weight decay 1e-4, poly 0.9
+from the learning rate 0.01.
+"""
+'''
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What :func:`swap_backbone` did."""
+
+    out: Path
+    base: Path
+    old: str  # type of the backbone that was replaced
+    maps: tuple[tuple[FeatureMap, FeatureMap], ...]  # before, after
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        maps = [
+            f'  {a.channels} channels, stride {a.stride} -> {b.channels}, stride {b.stride}'
+            for a, b in self.maps
+        ]
+        notes = [f'note: {note}' for note in self.notes]
+        return '\n'.join(
+            [f'{self.old} of {self.base.name}:', *maps, *notes, f'wrote {self.out}'],
+        )
+
+
+def swap_backbone(
+    config: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    arch: str | Mapping[str, Any],
+    variant: str | None = None,
+    weights: str = PUBLISHED_WEIGHTS,
+) -> SwapReport:
+    """Write the child of an mmseg config that has RepVGG for backbone.
+
+    The maps of the config's own backbone are measured, and every setting of its neck and heads that
+    depends on them is changed. A setting that does not agree with the measured maps is refused.
+
+    Args:
+        config: A config file, or a config of the installed mmseg by name.
+        out: The config to write, ``.py``.
+        arch: As in :class:`~mmseg_repvgg.models.DilatedRepVGG`.
+        variant: ``full`` or ``fast`` (paper, section 4.3), or ``none`` for no dilation; by default
+            strides and dilations are those of the config's own backbone.
+        weights: ImageNet weights, a path or URL; ``published``: those of mmpretrain's model zoo,
+            where there are some; ``none``.
+
+    Raises:
+        CannotSwapError: If the config cannot take the backbone; says why.
+        FileNotFoundError: If there is no such config.
+        ValueError: On a wrong argument.
+    """
+    out, path = Path(out), find_config(config)
+    if out.suffix != '.py':
+        raise ValueError(f'OUT {str(out)!r} must end in .py: it is a config')
+    if out.resolve() == path.resolve():
+        raise ValueError(f'OUT {str(out)!r} is the config itself; give another name')
+    row, cfg = get_arch(arch), load_base(path)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    settings = _backbone_of(cfg)
+    replaced = build_backbone(settings)
+    old = backbone_maps(replaced, settings)
+    stages = stages_for(settings, old, row, variant)
+    new = stages.maps(row)
+    source = _weights(arch, weights)
+    model = dict(
+        _without_pretrained(cfg.model),
+        backbone=_backbone(settings, arch, stages, source),
+        **changed_model(cfg.model, old, new),
+    )
+    schedule, notes = changed_schedule(cfg, _parameters(replaced), _parameters(_on_meta(row)))
+    sections = dict(
+        custom_imports=_imports(cfg),
+        **({'load_from': None} if cfg.get('load_from') else {}),
+        model=model,
+        **schedule,
+        custom_hooks=_hooks(cfg),
+    )
+    command = _command(config, out, arch, variant, weights)
+    header = DOCSTRING.format(title=_title(path, arch, row), command=command)
+    _write(out, reference(path, out), header, sections)
+    notes += _model_notes(cfg.model, arch, source)
+    maps = tuple(zip(old, new, strict=True))
+    return SwapReport(out, path, settings['type'], maps, tuple(notes))
+
+
+def _backbone_of(cfg: Config) -> dict[str, Any]:
+    model = cfg.get('model') or {}
+    if not model.get('backbone') or not model.get('decode_head'):
+        raise CannotSwapError(
+            f'{model.get("type", "the config")} has no backbone and decode head of its own'
+        )
+    if not isinstance(model['backbone'].get('type'), str):
+        raise CannotSwapError(
+            f"{cfg.filename} is written in mmengine's pure Python style, which no config with "
+            '_base_ can inherit from; set the backbone in that file'
+        )
+    return dict(model['backbone'])
+
+
+def _backbone(
+    old: Mapping[str, Any], arch: str | Mapping[str, Any], stages: Stages, weights: str | None
+) -> dict[str, Any]:
+    norm = (old.get('norm_cfg') or {}).get('type')
+    backbone: dict[str, Any] = dict(
+        _delete_=True,
+        type='DilatedRepVGG',
+        arch=arch,
+        strides=stages.strides,
+        dilations=stages.dilations,
+        out_indices=stages.out_indices,
+        norm_cfg=dict(type=norm if norm in ('BN', 'SyncBN') else 'SyncBN', requires_grad=True),
+    )
+    if len(stages.strides) < len(get_arch(arch).num_blocks):
+        backbone['num_stages'] = len(stages.strides)
+    for key, default in CARRIED.items():
+        # stages are numbered as in a ResNet, which has a depth; others count layers, or from 1
+        comparable = key != 'frozen_stages' or 'depth' in old
+        if comparable and old.get(key, default) != default:
+            backbone[key] = old[key]
+    if weights is not None:
+        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=weights, prefix='backbone.')
+    return backbone
+
+
+def _weights(arch: str | Mapping[str, Any], weights: str) -> str | None:
+    if weights == PUBLISHED_WEIGHTS:
+        return PUBLISHED.get(arch) if isinstance(arch, str) else None
+    return None if weights == 'none' else weights
+
+
+def _without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Switch off the weights of the whole model and of the old backbone."""
+    return {key: None for key in ('pretrained', 'init_cfg') if model.get(key) is not None}
+
+
+def _on_meta(row: RepVGGArch) -> DilatedRepVGG:
+    with torch.device('meta'):
+        return DilatedRepVGG(row)
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters()]
+
+
+def _model_notes(
+    model: Mapping[str, Any], arch: str | Mapping[str, Any], weights: str | None
+) -> list[str]:
+    notes = []
+    if weights is None:
+        notes.append(f'no ImageNet weights for {arch}: the backbone is trained from scratch')
+    mean = (model.get('data_preprocessor') or {}).get('mean')
+    if weights is not None and list(mean or IMAGENET_MEAN) != IMAGENET_MEAN:
+        notes.append(f"images have the base's mean {mean}, the weights are for {IMAGENET_MEAN}")
+    if model['backbone'].get('multi_grid'):
+        notes.append(f'multi_grid={model["backbone"]["multi_grid"]} has no equal in RepVGG')
+    return notes
+
+
+def _imports(cfg: Config) -> dict[str, Any]:
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    return dict(
+        imports=[*imports, *(['mmseg_repvgg'] if 'mmseg_repvgg' not in imports else [])],
+        allow_failed_imports=False,
+    )
+
+
+def _hooks(cfg: Config) -> list[Any]:
+    hooks = [dict(h) for h in cfg.get('custom_hooks') or []]
+    return hooks if any(h.get('type') == HOOK['type'] for h in hooks) else [*hooks, HOOK]
+
+
+def _title(path: Path, arch: str | Mapping[str, Any], row: RepVGGArch) -> str:
+    name = f'RepVGG-{arch}' if isinstance(arch, str) else f'a RepVGG of {row.num_blocks} layers'
+    return f'{path.stem} on {name}'
+
+
+def _command(config: Any, out: Path, arch: Any, variant: str | None, weights: str) -> str:
+    words = ['python', 'tools/swap_backbone.py', os.fspath(config), str(out), '--arch', str(arch)]
+    if variant:
+        words += ['--variant', variant]
+    if weights != PUBLISHED_WEIGHTS:
+        words += ['--weights', weights]
+    return shlex.join(words)
+
+
+def _write(out: Path, base: str, header: str, sections: Mapping[str, Any]) -> None:
+    """Write the child, if it loads."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    body = '\n'.join(assignment(name, value) for name, value in sections.items())
+    with whole_file(out) as temporary:
+        temporary.write_text(f'{header}\n_base_ = [\n    {base},\n]\n\n{body}\n', encoding='utf-8')
+        Config.fromfile(str(temporary), import_custom_modules=False)

@@ -1,0 +1,72 @@
+"""Optimizer and learning rate of a child config: the base's, where they fit another backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+WARM_UP = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)
+"""That of mmseg's K-Net recipes for ResNet-50."""
+WARM_UPS = ('ConstantLR', 'LinearLR')
+BY_DEPTH = ('LayerDecayOptimizerConstructor', 'LearningRateDecayOptimizerConstructor')
+"""They know the layers of BEiT, MAE, ViT and ConvNeXt, and no others."""
+
+
+def changed_schedule(
+    cfg: Config, old_names: Iterable[str], new_names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of training that change with the backbone, and what to say about them.
+
+    Args:
+        cfg: The base config.
+        old_names: Names of the parameters of its own backbone.
+        new_names: Names of those of the backbone in its place.
+    """
+    changes: dict[str, Any] = {}
+    notes = []
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is not None:
+        kept, dropped = _kept_paramwise(wrapper, old_names, new_names)
+        if dropped:
+            changes['optim_wrapper'] = dict(_delete_=True, **kept)
+            notes.append(f"left out of the base's optim_wrapper: {', '.join(dropped)}")
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = [schedulers] if isinstance(schedulers, Mapping) else list(schedulers)
+    if not any(s.get('type') in WARM_UPS for s in schedulers):
+        changes['param_scheduler'] = [WARM_UP, *_after_warm_up(schedulers)]
+        notes.append(f'warm-up over {WARM_UP["end"]} iterations')
+    return changes, notes
+
+
+def _kept_paramwise(
+    wrapper: Mapping[str, Any], old_names: Iterable[str], new_names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The optimizer without what names layers of the old backbone, and what that is."""
+    kept = dict(wrapper)
+    if wrapper.get('constructor') in BY_DEPTH:
+        del kept['constructor']
+        kept.pop('paramwise_cfg', None)
+        return kept, [f'{wrapper["constructor"]} and its paramwise_cfg']
+    paramwise = dict(wrapper.get('paramwise_cfg') or {})
+    old, new = ([f'backbone.{name}' for name in names] for names in (old_names, new_names))
+    dropped = [
+        key
+        for key in paramwise.get('custom_keys', {})
+        if any(key in name for name in old) and not any(key in name for name in new)
+    ]
+    if dropped:
+        keys = {k: v for k, v in paramwise['custom_keys'].items() if k not in dropped}
+        kept['paramwise_cfg'] = dict(paramwise, custom_keys=keys)
+    return kept, dropped
+
+
+def _after_warm_up(schedulers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Let what begins at iteration 0 begin when the warm-up ends."""
+    return [
+        dict(s, begin=WARM_UP['end'])
+        if not s.get('by_epoch', True) and s.get('begin', 0) == 0
+        else dict(s)
+        for s in schedulers
+    ]
