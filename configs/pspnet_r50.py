@@ -18,4 +18,6 @@ _base_ = [
 
 model = dict(backbone=dict(depth=50))
 # the paper tests its baselines with every conv-BN fused
-custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]
+custom_hooks = [
+    dict(type='RepVGGDeployHook', rewrites=('batchnorm', 'dilation', 'pyramid', 'winograd'))
+]

@@ -5,7 +5,7 @@ custom_imports = dict(
     imports=['mmseg_repvgg', 'mmpretrain.datasets.transforms'], allow_failed_imports=False
 )
 default_scope = 'mmseg'
-custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('branches', 'batchnorm'))]
+custom_hooks = [dict(type='RepVGGDeployHook')]
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
