@@ -1,0 +1,1 @@
+"""The paper's speed tables, measured: ``tools/benchmark.py``."""

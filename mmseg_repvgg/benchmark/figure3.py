@@ -1,0 +1,125 @@
+"""Peak memory of feature maps in plain and in residual blocks (Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.record import Record, markdown_table
+from mmseg_repvgg.benchmark.subject import Built, Subject
+from mmseg_repvgg.benchmark.worker import resident_peak
+
+PAPER = {'plain': 1, 'residual': 2}
+"""Feature maps that are held besides the block's input, at the peak, in maps of its size."""
+
+
+class PlainBlock(nn.Module):
+    """Two 3x3 convs with ReLU; the input is let go when it has been used."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, held: list[Tensor]) -> Tensor:
+        """``held`` has the only reference to the input (N, C, H, W); it is empty afterwards."""
+        x = held.pop()
+        for conv in self.convs:
+            x = conv(x).relu_()
+        return x
+
+
+class ResidualBlock(PlainBlock):
+    """The same with the input added before the last ReLU, for which it is kept."""
+
+    def forward(self, held: list[Tensor]) -> Tensor:
+        """As :meth:`PlainBlock.forward`."""
+        x = held.pop()
+        first, second = self.convs
+        y = first(x).relu_()
+        return second(y).add_(x).relu_()
+
+
+KINDS = {'plain': PlainBlock, 'residual': ResidualBlock}
+
+
+def block(kind: str, channels: int, size: int) -> Built:
+    """A block, whose memory is counted without weights and input, in bytes.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        channels: Of the feature map.
+        size: Its height and width.
+    """
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    network: Any = KINDS[kind](channels).to(device).to(memory_format=torch.channels_last)
+    map_bytes = channels * size**2 * 4
+
+    def run(side: int) -> None:
+        shape = (1, channels, side, side)
+        held = [torch.empty(shape, device=device, memory_format=torch.channels_last).fill_(1)]
+        with torch.inference_mode():
+            network(held)
+
+    run(8)  # libraries allocate their own things once
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = resident_peak(reset=True)
+
+    def memory() -> int:
+        peak = torch.cuda.max_memory_allocated() if device == 'cuda' else resident_peak()
+        return peak - before - map_bytes
+
+    return Built(
+        call=lambda: run(size),
+        info=dict(map_bytes=map_bytes),
+        memory=memory,
+    )
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+    """Both kinds, in PyTorch."""
+    settings = dict(channels=16 if quick else 32, size=512 if quick else 1536)
+    return {
+        'pytorch': [
+            Subject(kind, f'{__name__}:block', dict(kind=kind, **settings)) for kind in KINDS
+        ]
+    }
+
+
+def multiples(record: Record, name: str) -> float | None:
+    """The peak of a kind besides the input, in maps of the input's size."""
+    row = record.row(name)
+    if row is None or row.peak_memory is None:
+        return None
+    return row.peak_memory / row.info['map_bytes']
+
+
+def markdown(record: Record) -> str:
+    """A row per kind."""
+    rows: list[list[Any]] = []
+    for row in record.rows:
+        found = multiples(record, row.name)
+        if row.failure or row.peak_memory is None:
+            rows.append([row.name, f'not measured: {row.failure}', None, PAPER[row.name]])
+            continue
+        peak = f'{row.peak_memory / 2**20:.0f} MiB'
+        rows.append([row.name, peak, f'{found:.2f}', PAPER[row.name]])
+    return markdown_table(
+        ['block', 'peak besides input and weights', 'in maps of the input', 'in the paper'], rows
+    )
+
+
+def plot(record: Record, path: Path) -> None:
+    """Peaks beside the paper's."""
+    series: dict[str, list[float | None]] = {
+        'paper, quoted': list(PAPER.values()),
+        'measured, PyTorch': [multiples(record, kind) for kind in PAPER],
+    }
+    bars(path, list(PAPER), series, 'maps of the size of the input', 'Peak memory of a block')

@@ -1,0 +1,174 @@
+"""A network's forward pass, in PyTorch or exported to a runtime, as a thing to be timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmseg_repvgg.benchmark.subject import Built
+from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
+from mmseg_repvgg.deploy.formats import WRITERS
+from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
+from mmseg_repvgg.version import __version__
+
+PRECISIONS = {
+    'fp32': torch.float32,  # on a GPU without TF32
+    'tf32': torch.float32,
+    'fp16': torch.float16,
+}
+"""Of PyTorch on a GPU; everything else runs in fp32."""
+
+
+def forward_pass(
+    network: nn.Module,
+    images: Tensor,
+    runtime: str = 'pytorch',
+    precision: str = 'fp32',
+    channels_last: bool = False,
+    **options: Any,
+) -> Built:
+    """Prepare the forward pass of a network.
+
+    Args:
+        network: Gives logits (N, classes, ...).
+        images: (N, C, H, W) float32.
+        runtime: ``pytorch``, which runs on the GPU if there is one, or a name of
+            :data:`mmseg_repvgg.deploy.runtimes.RUNTIMES`, for which the network is exported.
+        precision: Of PyTorch, a name of :data:`PRECISIONS`.
+        channels_last: Whether PyTorch holds feature maps as (N, H, W, C).
+        **options: Of the runtime's class.
+
+    Raises:
+        ValueError: On an unknown runtime or precision, or an option that has no effect.
+    """
+    network.eval().requires_grad_(False)
+    info: dict[str, Any] = dict(parameters=sum(p.numel() for p in network.parameters()))
+    if runtime == 'pytorch':
+        if precision not in PRECISIONS or options:
+            raise ValueError(
+                f'precision={precision!r} must be one of {", ".join(PRECISIONS)}, and {options} '
+                'are options of no runtime'
+            )
+        return _pytorch(network, images, precision, channels_last, info)
+    if runtime not in RUNTIMES or precision != 'fp32' or channels_last:
+        raise ValueError(
+            f'runtime={runtime!r} must be pytorch or one of {", ".join(RUNTIMES)}; precision and '
+            'channels_last are of pytorch'
+        )
+    return _exported(network, images, runtime, info, options)
+
+
+def _pytorch(
+    network: nn.Module, images: Tensor, precision: str, channels_last: bool, info: dict[str, Any]
+) -> Built:
+    cuda = torch.cuda.is_available()
+    torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    place: Any = dict(dtype=PRECISIONS[precision], device='cuda' if cuda else 'cpu')
+    network = network.to(memory_format=layout, **place)
+    images = images.to(memory_format=layout, **place)
+    last: list[Tensor] = []
+
+    def call() -> None:
+        last.clear()
+        with torch.inference_mode():
+            last.append(network(images))
+        if cuda:
+            torch.cuda.synchronize()
+
+    def output() -> np.ndarray:
+        return last[0].argmax(1).to(torch.int16).cpu().numpy()
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    return Built(call, output, info, torch.cuda.max_memory_allocated if cuda else None)
+
+
+def _exported(
+    network: nn.Module, images: Tensor, runtime: str, info: dict[str, Any], options: dict[str, Any]
+) -> Built:
+    array = images.numpy()
+    with tempfile.TemporaryDirectory(prefix='benchmark-') as folder:
+        path = export_network(network, images, Path(folder), RUNTIMES[runtime].formats[0])
+        loaded = load_runtime(path, runtime, torch.get_num_threads(), **options)
+        info['file_bytes'] = path.stat().st_size
+        loaded.run(array)  # some read the file as late as here
+    last: list[np.ndarray] = []
+
+    def call() -> None:
+        last.clear()
+        last.append(loaded.run(array))
+
+    def output() -> np.ndarray:
+        return last[0].argmax(1).astype(np.int16)
+
+    return Built(call, output, info)
+
+
+def export_network(network: nn.Module, images: Tensor, folder: Path, model_format: str) -> Path:
+    """Write a network that takes ``images`` and gives logits in one of :data:`FORMATS`."""
+    path = folder / f'network{FORMATS[model_format]}'
+    with torch.no_grad():
+        network(images)  # constants for this size are made here, outside the graph
+        program = torch.export.export(network, (images,))
+    WRITERS[model_format](program, path, 'logits')
+    ExportedInfo(
+        format=model_format,
+        size=(images.shape[2], images.shape[3]),
+        dynamic_batch=False,
+        preprocessing_inside=False,
+        argmax_inside=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        to_rgb=True,
+        classes=(),
+        palette=(),
+        stride=None,
+        rewrites=(),
+        source_sha256='',
+        version=__version__,
+    ).write(path)
+    return path
+
+
+def calibrate(network: nn.Module, images: Tensor, run: Callable[[Tensor], object]) -> None:
+    """Give BatchNorms the statistics of ``images``, so that random weights give sane activations.
+
+    Args:
+        network: In any mode; in eval mode after it.
+        images: (N, C, H, W), N at least 2.
+        run: A forward pass.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # an average of all that is seen
+    network.train()
+    with torch.no_grad():
+        run(images)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def scene(height: int, width: int, batch: int = 1) -> Tensor:
+    """Demo scenes, normalised: (batch, 3, height, width) float32 of mean 0 and deviation 1."""
+    import cv2
+
+    from mmseg_repvgg.datasets.demo_scenes import compose_scene
+
+    images = []
+    for seed in range(batch):
+        image, _ = compose_scene(np.random.default_rng(seed), 512, 256)
+        images.append(cv2.resize(image, (width, height)).astype(np.float32))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    deviation, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
+    return ((pixels - mean) / deviation).contiguous()

@@ -1,0 +1,232 @@
+"""The record of a benchmark as JSON: every single time, the machine, versions and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmseg_repvgg.benchmark.protocol import Protocol
+from mmseg_repvgg.benchmark.subject import Outcome
+from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.version import __version__
+
+PACKAGES = (
+    'torch', 'torchvision', 'numpy', 'mmsegmentation', 'mmengine', 'mmcv-lite', 'mmpretrain',
+    'timm', 'onnx', 'onnxruntime', 'openvino', 'MNN',
+)  # fmt: skip
+"""Whose versions are recorded, where installed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A subject's figures, as they stand in the JSON file."""
+
+    name: str
+    group: str  # the subjects that were measured in turn
+    settings: dict[str, Any]
+    examples: int
+    seconds: list[float]
+    info: dict[str, Any]
+    peak_memory: int | None  # bytes
+    agreement: float | None  # share of outputs with the class that PyTorch gives
+    failure: str | None
+
+    @property
+    def median(self) -> float:
+        """Seconds a call."""
+        return statistics.median(self.seconds)
+
+    @property
+    def per_second(self) -> float:
+        """Examples a second."""
+        return self.examples / self.median
+
+    @property
+    def spread(self) -> float:
+        """The largest less the smallest time, as a share of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of a benchmark."""
+
+    benchmark: str
+    command: str
+    date: str  # UTC
+    commit: str | None  # of the code; ends in -dirty with changes that are not committed
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    protocol: dict[str, Any]
+    rows: list[Row]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            ValueError: If it is no such file.
+        """
+        try:
+            values = json.loads(path.read_text(encoding='utf-8'))
+            rows = [Row(**row) for row in values.pop('rows')]
+            return cls(**values, rows=rows)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{path} is no record of tools/benchmark.py ({error!r})') from error
+
+    def row(self, name: str, group: str | None = None) -> Row | None:
+        """The row of a subject that has figures, else None."""
+        found = (r for r in self.rows if r.name == name and group in (None, r.group))
+        return next((row for row in found if row.seconds), None)
+
+    def ratio(self, name: str, reference: str, group: str | None = None) -> float | None:
+        """How many times as fast as a reference: the median of the ratios round by round.
+
+        None where one of them has no figures.
+        """
+        row, base = self.row(name, group), self.row(reference, group)
+        if row is None or base is None:
+            return None
+        scale = row.examples / base.examples
+        pairs = zip(row.seconds, base.seconds, strict=True)
+        return statistics.median(scale * theirs / own for own, theirs in pairs)
+
+
+def make_record(
+    benchmark: str,
+    outcomes: dict[str, list[Outcome]],
+    reference: Callable[[str], str | None],
+    protocol: Protocol,
+) -> Record:
+    """Put outcomes, by group, together with what they depend on.
+
+    Args:
+        benchmark: Its name.
+        outcomes: By group.
+        reference: Names the subject, run by PyTorch, that another is compared with.
+        protocol: How they were measured.
+    """
+    outputs = {
+        outcome.subject.name: outcome.output
+        for members in outcomes.values()
+        for outcome in members
+        if outcome.subject.settings.get('runtime', 'pytorch') == 'pytorch'
+    }
+    rows = [
+        _row(group, outcome, outputs.get(reference(outcome.subject.name) or ''))
+        for group, members in outcomes.items()
+        for outcome in members
+    ]
+    return Record(
+        benchmark=benchmark,
+        command=' '.join(['python tools/benchmark.py', *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        commit=_commit(),
+        machine=_machine(),
+        versions={'mmseg_repvgg': __version__, 'python': platform.python_version(), **_versions()},
+        protocol=asdict(protocol),
+        rows=rows,
+    )
+
+
+def _row(group: str, outcome: Outcome, reference: np.ndarray | None) -> Row:
+    agreement = None
+    if reference is not None and outcome.output is not None:
+        agreement = float(np.mean(outcome.output == reference))
+    return Row(
+        name=outcome.subject.name,
+        group=group,
+        settings=outcome.subject.settings,
+        examples=outcome.subject.examples,
+        seconds=outcome.seconds,
+        info=outcome.info,
+        peak_memory=outcome.peak_memory,
+        agreement=agreement,
+        failure=outcome.failure,
+    )
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table in Markdown; a cell without value is a dash."""
+    titles = list(header)
+    lines = [titles, ['---'] * len(titles), *[['-' if c is None else c for c in r] for r in rows]]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def provenance(record: Record) -> str:
+    """The lines under a table: where its figures come from."""
+    machine, protocol = record.machine, record.protocol
+    versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
+    return (
+        f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
+        f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
+        f'{protocol["threads"]} threads, fp32, {protocol["warm_up"]} warm-up and '
+        f'{protocol["rounds"]} timed rounds, the models of a group in turn. Medians; ratios are '
+        f'medians of the ratios round by round. {versions}.'
+    )
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ['git', 'describe', '--always', '--abbrev=40', '--dirty', '--match='],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return dict(
+        processor=_processor(), cores=os.cpu_count(), memory_bytes=memory, gpu=gpu,
+        system=platform.platform(),
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,107 @@
+"""A benchmark from its name to JSON, Markdown and PNG (tools/benchmark.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mmseg_repvgg.benchmark.protocol import Protocol, measure
+from mmseg_repvgg.benchmark.record import Record, make_record, provenance
+from mmseg_repvgg.benchmark.subject import Subject
+from mmseg_repvgg.benchmark.suites import SUITES
+from mmseg_repvgg.deploy.runtimes import RUNTIMES, is_installed
+from mmseg_repvgg.files import whole_file
+
+RUNTIME_NAMES = ('pytorch', *(name for name in RUNTIMES if name != 'torch'))
+"""What runs networks: PyTorch as users have it, and the inference runtimes."""
+
+
+def run_benchmark(
+    name: str,
+    out: Path,
+    runtimes: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
+    quick: bool = False,
+    groups: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> Record:
+    """Measure a benchmark and write ``<out>/<name>.json``, ``.md`` and ``.png``.
+
+    Args:
+        name: Of :data:`SUITES`.
+        out: The folder.
+        runtimes: Of :data:`RUNTIME_NAMES`; by default those that are installed.
+        protocol: How it is measured; by default with as many threads as the machine has CPUs.
+        quick: Small stand-ins, one round: a test of the benchmark, whose figures mean nothing.
+        groups: Only these groups.
+        only: Only subjects of these names.
+        say: Takes lines of progress.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: On an unknown name, runtime, group or subject.
+        OSError: If ``out`` cannot be written.
+    """
+    if name not in SUITES:
+        raise ValueError(f'unknown benchmark {name!r}; choose from {", ".join(SUITES)}')
+    protocol = protocol or Protocol(threads=os.cpu_count() or 1)
+    if quick:
+        protocol = replace(protocol, rounds=1, time_limit=120)
+    suite = SUITES[name]
+    chosen = _choose(suite.groups(_installed(runtimes), quick), groups, only)
+    outcomes = {}
+    for group, subjects in chosen.items():
+        say(f'{name}, {group}: {len(subjects)} subjects')
+        outcomes[group] = measure(subjects, protocol, say)
+        record = make_record(name, outcomes, suite.reference, protocol)
+        write(record, out)  # after every group: a long run may be ended
+    return record
+
+
+def write(record: Record, out: Path) -> None:
+    """Write a record, its tables and its picture.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    suite = SUITES[record.benchmark]
+    record.write(out / f'{record.benchmark}.json')
+    with whole_file(out / f'{record.benchmark}.md') as temporary:
+        text = f'# {suite.title}\n\n{suite.markdown(record)}\n\n{provenance(record)}\n'
+        temporary.write_text(text, encoding='utf-8')
+    suite.plot(record, out / f'{record.benchmark}.png')
+
+
+def _choose(
+    subjects: dict[str, list[Subject]], groups: Sequence[str] | None, only: Sequence[str] | None
+) -> dict[str, list[Subject]]:
+    """Keep the named groups, and in them the named subjects."""
+    names = {subject.name: None for members in subjects.values() for subject in members}
+    for wanted, known, what in ((groups, subjects, 'groups'), (only, names, 'subjects')):
+        unknown = sorted(set(wanted or ()) - set(known))
+        if unknown:
+            raise ValueError(f'{what}={unknown} are not known; choose from {"; ".join(known)}')
+    kept = {
+        group: [subject for subject in members if not only or subject.name in only]
+        for group, members in subjects.items()
+        if not groups or group in groups
+    }
+    return {group: members for group, members in kept.items() if members}
+
+
+def _installed(runtimes: Sequence[str] | None) -> list[str]:
+    for runtime in runtimes or ():
+        if runtime not in RUNTIME_NAMES:
+            raise ValueError(f'unknown runtime {runtime!r}; choose from {", ".join(RUNTIME_NAMES)}')
+        if runtime != 'pytorch' and not is_installed(runtime):
+            raise ValueError(
+                f'the runtime {runtime!r} is not installed: pip install "mmseg-repvgg[deploy]"'
+            )
+    if runtimes:
+        return list(runtimes)
+    return [n for n in RUNTIME_NAMES if n == 'pytorch' or is_installed(n)]

@@ -1,0 +1,44 @@
+"""The benchmarks by name: which subjects, and how their record is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8
+from mmseg_repvgg.benchmark.record import Record
+from mmseg_repvgg.benchmark.subject import Subject
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark.
+
+    ``groups(runtimes, quick)`` gives the subjects by group; those of a group are measured in turn.
+    ``reference(name)`` names the subject, run by PyTorch, whose output that of another is compared
+    with.
+    """
+
+    title: str
+    groups: Callable[[Sequence[str], bool], dict[str, list[Subject]]]
+    markdown: Callable[[Record], str]
+    plot: Callable[[Record, Path], None]
+    reference: Callable[[str], str | None] = lambda name: None
+
+
+SUITES: dict[str, Suite] = {
+    'table8': Suite(
+        'PSPNet at 713x713 (Table 8)',
+        table8.groups,
+        table8.markdown,
+        table8.plot,
+        table8.reference,
+    ),
+    'table4': Suite('Classifiers (Tables 4 and 5)', table4.groups, table4.markdown, table4.plot),
+    'table1': Suite('Kernel sizes (Table 1)', table1.groups, table1.markdown, table1.plot),
+    'table6': Suite(
+        'Branches before fusing (Table 6)', table6.groups, table6.markdown, table6.plot
+    ),
+    'figure3': Suite('Memory of blocks (Figure 3)', figure3.groups, figure3.markdown, figure3.plot),
+}

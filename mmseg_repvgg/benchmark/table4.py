@@ -1,0 +1,118 @@
+"""Throughput of classifiers, and accuracy against speed (Tables 4 and 5, Figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.benchmark.plots import scatter
+from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of Table 4 or 5."""
+
+    accuracy: float  # top-1 on ImageNet, percent
+    speed: float  # images a second on a 1080Ti, batch 128, fp32
+    size: int = 224
+    epochs: int = 120
+
+
+PAPER: dict[str, PaperRow] = {
+    'RepVGG-A0': PaperRow(72.41, 3256),
+    'ResNet-18': PaperRow(71.16, 2442),
+    'RepVGG-A1': PaperRow(74.46, 2339),
+    'RepVGG-B0': PaperRow(75.14, 1817),
+    'ResNet-34': PaperRow(74.17, 1419),
+    'RepVGG-A2': PaperRow(76.48, 1322),
+    'RepVGG-B1g4': PaperRow(77.58, 868),
+    'EfficientNet-B0': PaperRow(75.11, 829),
+    'RepVGG-B1g2': PaperRow(77.78, 792),
+    'ResNet-50': PaperRow(76.31, 719),
+    'RepVGG-B1': PaperRow(78.37, 685),
+    'RegNetX-3.2GF': PaperRow(77.98, 671),
+    'RepVGG-B2g4': PaperRow(78.50, 581),
+    'ResNeXt-50': PaperRow(77.46, 484),
+    'RepVGG-B2': PaperRow(78.78, 460),
+    'ResNet-101': PaperRow(77.21, 430),
+    'VGG-16': PaperRow(72.21, 415),
+    'ResNet-152': PaperRow(77.78, 297),
+    'ResNeXt-101': PaperRow(78.42, 295),
+    'RepVGG-B3g4': PaperRow(80.21, 464, epochs=200),
+    'RepVGG-B3': PaperRow(80.52, 363, epochs=200),
+    'RegNetX-12GF': PaperRow(80.55, 277, epochs=200),
+    'EfficientNet-B3': PaperRow(79.31, 224, size=300, epochs=200),
+}
+"""In the paper's order."""
+
+ELSEWHERE = {
+    'mmpretrain/RepVGG-A0': 'RepVGG-A0',
+    'mmpretrain/RepVGG-B1g2': 'RepVGG-B1g2',
+    'timm/repvgg_a0': 'RepVGG-A0',
+    'timm/repvgg_b1g4': 'RepVGG-B1g4',
+}
+"""The same networks of other codes, fused by their own functions, and the paper's row."""
+
+BASE = 'ResNet-50'
+QUICK = ('RepVGG-A0', 'ResNet-18', 'ResNet-50', 'timm/repvgg_a0')
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+    """A group per runtime; the other codes' networks in PyTorch only."""
+    names = list(QUICK) if quick else [*PAPER, *ELSEWHERE]
+    batch = 1 if quick else 4
+    found = {}
+    for runtime in runtimes:
+        subjects = []
+        for name in names:
+            if name in ELSEWHERE and runtime != 'pytorch':
+                continue
+            size = 64 if quick else PAPER[ELSEWHERE.get(name, name)].size
+            settings = dict(name=name, batch=batch, size=size, runtime=runtime)
+            subjects.append(Subject(name, f'{NETWORKS}:classifier', settings, batch))
+        found[runtime] = subjects
+    return found
+
+
+def markdown(record: Record) -> str:
+    """A table per runtime."""
+    parts = []
+    for group in dict.fromkeys(row.group for row in record.rows):
+        table = markdown_table(
+            ['model', 'top-1 (quoted)', 'images a second', 'spread', f'speed, {BASE} = 1',
+             'in the paper'],
+            [_cells(record, row) for row in record.rows if row.group == group],
+        )  # fmt: skip
+        parts.append(f'**{group}**\n\n{table}')
+    return '\n\n'.join(parts)
+
+
+def _cells(record: Record, row: Row) -> list[Any]:
+    paper = PAPER[ELSEWHERE.get(row.name, row.name)]
+    if row.failure:
+        return [row.name, paper.accuracy, f'not measured: {row.failure}', *[None] * 3]
+    ratio = record.ratio(row.name, BASE, row.group)
+    return [
+        row.name,
+        paper.accuracy,
+        f'{row.per_second:.2f}',
+        f'{100 * row.spread:.0f} %',
+        None if ratio is None else f'{ratio:.2f}',
+        f'{paper.speed / PAPER[BASE].speed:.2f}',
+    ]
+
+
+def plot(record: Record, path: Path) -> None:
+    """Accuracy, quoted, against speed, measured: the paper's Figure 1."""
+    panels = {}
+    for group in dict.fromkeys(row.group for row in record.rows):
+        panels[group] = {
+            row.name: (row.per_second, PAPER[row.name].accuracy)
+            for row in record.rows
+            if row.group == group and row.seconds and row.name in PAPER
+        }
+    scatter(path, panels, 'images a second, measured', 'ImageNet top-1 (%), quoted from the paper')

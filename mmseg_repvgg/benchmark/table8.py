@@ -1,0 +1,178 @@
+"""PSPNet on Cityscapes' scale, with and without the rewrites, in every runtime (Table 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of Table 8."""
+
+    config: str
+    miou: float  # Cityscapes val, percent
+    speed: float  # images a second on a 1080Ti, batch 16, fp32, 713x713
+
+
+PAPER: dict[str, PaperRow] = {
+    'RepVGG-B1g2-fast': PaperRow('pspnet_repvgg_b1g2_fast.py', 78.88, 10.9),
+    'ResNet-50': PaperRow('pspnet_r50.py', 77.17, 10.4),
+    'RepVGG-B1g2': PaperRow('pspnet_repvgg_b1g2.py', 78.70, 8.0),
+    'RepVGG-B2-fast': PaperRow('pspnet_repvgg_b2_fast.py', 79.52, 6.9),
+    'ResNet-101': PaperRow('pspnet_r101.py', 78.51, 6.7),
+    'RepVGG-B2': PaperRow('pspnet_repvgg_b2.py', 80.57, 4.5),
+}
+"""In the paper's order."""
+
+REWRITTEN = ', rewritten'
+UNDILATED = 'RepVGG-B2 without dilation'
+USUAL = "RepVGG-B2 of mmpretrain, fused by its own method, in mmseg's PSPNet"
+BASE = 'ResNet-101'
+FUSED_RESNET = ('batchnorm',)
+FUSED = ('branches', *FUSED_RESNET)
+MORE = ('dilation', 'pyramid')
+MORE_IN_PYTORCH = (*MORE, 'winograd')
+ACROSS = 'across runtimes'
+
+QUICK: dict[str, PaperRow] = {
+    'RepVGG-A0': PaperRow('demo_pspnet_repvgg_a0.py', 0, 0),
+    'ResNet-101': PaperRow('pspnet_r50.py', 0, 0),
+}
+"""Small stand-ins, for a test of the benchmark itself."""
+
+
+SIZES = {
+    'large': ('RepVGG-B2-fast', BASE, 'RepVGG-B2'),
+    'small': ('RepVGG-B1g2-fast', 'ResNet-50', 'RepVGG-B1g2', BASE),
+}
+"""What is measured in turn: not all at once, for a runtime may hold gigabytes for each."""
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+    """Two groups per runtime, and one with the best of each and what users have today."""
+    if quick:
+        return {runtime: list(_both(runtime, QUICK, quick)) for runtime in runtimes}
+    found = {}
+    for runtime in runtimes:
+        for size, names in SIZES.items():
+            rows = {name: PAPER[name] for name in names}
+            found[f'{runtime}, {size}'] = list(_both(runtime, rows, quick))
+        undilated = dict(dilations=(1, 1, 1, 1))
+        found[f'{runtime}, large'].append(
+            _subject(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, undilated)
+        )
+    found[ACROSS] = list(_across(runtimes))
+    return found
+
+
+def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Subject]:
+    """Every network as the paper tests it, and with the rewrites."""
+    for name, row in rows.items():
+        for suffix, more in (('', ()), (REWRITTEN, _more(runtime))):
+            yield _subject(name + suffix, row.config, _fused(name) + more, quick, runtime)
+
+
+def reference(name: str) -> str | None:
+    """The same network fused, in PyTorch; none for other codes' networks."""
+    return None if name == USUAL else name.split(REWRITTEN)[0]
+
+
+def _across(runtimes: Sequence[str]) -> Iterator[Subject]:
+    config = PAPER['RepVGG-B2'].config
+    theirs = dict(
+        type='mmpretrain.RepVGG',
+        arch='B2',
+        strides=(2, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        out_indices=(0, 1, 2, 3),
+    )
+    yield _subject(USUAL, config, ('own',), False, 'pytorch', theirs)
+    for runtime in runtimes:
+        rewrites = FUSED + _more(runtime)
+        yield _subject(f'RepVGG-B2{REWRITTEN}, {runtime}', config, rewrites, False, runtime)
+
+
+def _more(runtime: str) -> tuple[str, ...]:
+    return MORE_IN_PYTORCH if runtime == 'pytorch' else MORE
+
+
+def _fused(name: str) -> tuple[str, ...]:
+    return FUSED if name.startswith('RepVGG') else FUSED_RESNET
+
+
+def _subject(
+    name: str,
+    config: str,
+    rewrites: tuple[str, ...],
+    quick: bool,
+    runtime: str,
+    backbone: dict[str, Any] | None = None,
+) -> Subject:
+    settings: dict[str, Any] = dict(
+        config=config, rewrites=list(rewrites), size=97 if quick else 713, runtime=runtime
+    )
+    if backbone:
+        settings['backbone'] = backbone
+    return Subject(name, f'{NETWORKS}:segmentor', settings)
+
+
+def markdown(record: Record) -> str:
+    """A table per group."""
+    parts = []
+    for group in dict.fromkeys(row.group for row in record.rows):
+        rows = [row for row in record.rows if row.group == group]
+        base = USUAL if group == ACROSS else BASE
+        table = markdown_table(
+            ['network', 'seconds an image', 'spread', f'speed, {base} = 1', 'in the paper',
+             'argmax agreement', 'peak memory'],
+            [_cells(record, row, base) for row in rows],
+        )  # fmt: skip
+        parts.append(f'**{group}**\n\n{table}')
+    return '\n\n'.join(parts)
+
+
+def _cells(record: Record, row: Row, base: str) -> list[Any]:
+    if row.failure:
+        return [row.name, f'not measured: {row.failure}', *[None] * 5]
+    paper = PAPER.get(row.name.removesuffix(REWRITTEN))
+    ratio = record.ratio(row.name, base, row.group)
+    quoted = f'{paper.speed / PAPER[BASE].speed:.2f}' if paper and base == BASE else None
+    agreement = None if row.agreement is None else f'{100 * row.agreement:.3f} %'
+    return [
+        row.name,
+        f'{row.median:.2f}',
+        f'{100 * row.spread:.0f} %',
+        None if ratio is None else f'{ratio:.2f}',
+        quoted,
+        agreement,
+        None if row.peak_memory is None else f'{row.peak_memory / 2**30:.2f} GiB',
+    ]
+
+
+def _runtime(row: Row) -> str:
+    return row.settings.get('runtime', row.group)
+
+
+def plot(record: Record, path: Path) -> None:
+    """Ratios to ResNet-101 by runtime, the paper's beside them."""
+    rows = [row for row in record.rows if row.group != ACROSS and row.name != UNDILATED]
+    group_of = {(_runtime(row), row.name): row.group for row in rows}
+    runtimes = list(dict.fromkeys(_runtime(row) for row in rows))
+    names = [n for n in PAPER if any(row.name == n for row in rows)] or list(QUICK)
+    series: dict[str, list[float | None]] = {}
+    if all(name in PAPER for name in names):
+        series['paper (1080Ti), quoted'] = [PAPER[n].speed / PAPER[BASE].speed for n in names]
+    for runtime in runtimes:
+        for suffix in ('', REWRITTEN):
+            series[runtime + suffix] = [
+                record.ratio(name + suffix, BASE, group_of.get((runtime, name + suffix), ''))
+                for name in names
+            ]
+    bars(path, names, series, 'times as fast as fused ResNet-101', 'PSPNet, 713x713, batch 1')

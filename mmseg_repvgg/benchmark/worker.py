@@ -1,0 +1,163 @@
+"""A subject's own process: builds it, calls it when told, says how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import time
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.benchmark.subject import Subject
+
+THREAD_VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
+
+
+class WorkerError(RuntimeError):
+    """A subject failed; the text says how."""
+
+
+class Worker:
+    """The side of the parent.
+
+    A process each keeps one library's threads and memory out of the next one's figures, and lets a
+    subject fail, or be stopped at a time limit, alone.
+
+    Args:
+        subject: What the process builds and calls.
+        threads: Of every library in it.
+        time_limit: Seconds for building, and for each call.
+    """
+
+    def __init__(self, subject: Subject, threads: int, time_limit: float) -> None:
+        self.time_limit = time_limit
+        context = multiprocessing.get_context('spawn')
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, subject, threads), daemon=True)
+        with _environment(threads):
+            self._process.start()
+        theirs.close()
+
+    def ask(self, command: str) -> Any:
+        """Let the process do something and wait for its answer.
+
+        Args:
+            command: ``build`` (answers the info), ``call`` (seconds), ``output`` (class indices or
+                None), ``memory`` (peak bytes since it was built).
+
+        Raises:
+            WorkerError: If it fails, ends, or takes longer than the time limit.
+        """
+        try:
+            self._connection.send(command)
+            if not self._connection.poll(self.time_limit):
+                self.stop()
+                raise WorkerError(f'not done within {self.time_limit:g} s')
+            answer, value = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(10)
+            code = self._process.exitcode
+            reason = ', as by a machine out of memory' if code == -9 else ''
+            raise WorkerError(f'its process ended with code {code}{reason}') from None
+        if answer == 'failed':
+            raise WorkerError(value)
+        return value
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Any:
+    """Set what libraries read when they are loaded: number of threads; idle ones do not spin."""
+    wanted = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {'OMP_WAIT_POLICY': 'PASSIVE'}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection, subject: Subject, threads: int) -> None:
+    """Answer the parent until it closes the connection."""
+    with contextlib.suppress(OSError):  # if memory runs out, this process goes, not the parent
+        Path('/proc/self/oom_score_adj').write_text('900')
+    built: Any = None
+    while True:
+        try:
+            command = connection.recv()
+        except EOFError:
+            return
+        try:
+            if command == 'build':
+                built = _build(subject, threads)
+                with contextlib.suppress(OSError):
+                    resident_peak(reset=True)
+                connection.send(('done', built.info))
+            else:
+                connection.send(('done', _COMMANDS[command](built)))
+        except BaseException as error:
+            text = str(error).strip() or type(error).__name__
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            connection.send(('failed', f'{text} ({Path(where.filename).name}:{where.lineno})'))
+
+
+def _build(subject: Subject, threads: int) -> Any:
+    import torch
+
+    warnings.simplefilter('ignore')  # of libraries, about what is not measured here
+    torch.set_num_threads(threads)
+    module, function = subject.builder.split(':')
+    builder = getattr(importlib.import_module(module), function)
+    return builder(**subject.settings)
+
+
+def _call(built: Any) -> float:
+    start = time.perf_counter()
+    built.call()
+    return time.perf_counter() - start
+
+
+def resident_peak(reset: bool = False) -> int:
+    """Peak resident memory of this process in bytes, as the kernel keeps it.
+
+    Args:
+        reset: Start the record anew first, from what is resident now.
+
+    Raises:
+        OSError: Where there is no ``/proc``.
+    """
+    if reset:
+        Path('/proc/self/clear_refs').write_text('5')
+    lines = Path('/proc/self/status').read_text().splitlines()
+    kilobytes = next(line.split()[1] for line in lines if line.startswith('VmHWM:'))
+    return int(kilobytes) * 1024
+
+
+def _peak(built: Any) -> int | None:
+    """Peak bytes since it was built, as it counts itself, else resident memory."""
+    if built.memory is not None:
+        return built.memory()
+    with contextlib.suppress(OSError):
+        return resident_peak()
+    return None
+
+
+_COMMANDS = {
+    'call': _call,
+    'output': lambda built: built.output() if built.output else None,
+    'memory': _peak,
+}

@@ -1,0 +1,82 @@
+"""Measuring in turn: times, ratios, memory; and what fails is reported, not dropped."""
+
+import pytest
+
+from mmseg_repvgg.benchmark.protocol import Protocol, measure
+from mmseg_repvgg.benchmark.record import Record, make_record
+from mmseg_repvgg.benchmark.subject import Subject
+
+FAKES = 'tests.benchmark.fakes'
+
+
+def test_times_memory_and_failures():
+    subjects = [
+        Subject('half', f'{FAKES}:sleeper', dict(seconds=0.1, note='x')),
+        Subject('one', f'{FAKES}:sleeper', dict(seconds=0.2, label=3), examples=4),
+        Subject('large', f'{FAKES}:hungry', dict(megabytes=300)),
+        Subject('small', f'{FAKES}:hungry', dict(megabytes=1)),
+        Subject('unbuilt', f'{FAKES}:failing', dict(when='building')),
+        Subject('broken', f'{FAKES}:failing', dict(when='running')),
+        Subject('killed', f'{FAKES}:failing', dict(when='killed')),
+        Subject('hanging', f'{FAKES}:failing', dict(when='hanging')),
+    ]
+    protocol = Protocol(rounds=3, threads=1, time_limit=15, pause=0)
+    lines: list[str] = []
+    outcomes = measure(subjects, protocol, lines.append)
+    record = make_record('fake', {'pytorch': outcomes}, lambda name: 'one', protocol)
+    assert [row.name for row in record.rows] == [subject.name for subject in subjects]
+    half, one = record.row('half'), record.row('one')
+    assert half is not None
+    assert one is not None
+    assert 0.1 <= half.median < 0.15
+    assert 0.2 <= one.median < 0.25
+    assert len(half.seconds) == 3
+    assert half.info == {'note': 'x'}
+    assert one.per_second == pytest.approx(4 / one.median)
+    assert record.ratio('half', 'one') == pytest.approx(2 / 4, rel=0.2)  # one has 4 examples
+    assert (half.agreement, one.agreement) == (pytest.approx(2 / 3), 1)
+    large, small = record.row('large'), record.row('small')
+    assert large is not None
+    assert small is not None
+    assert 295 << 20 < large.peak_memory - small.peak_memory < 310 << 20
+    failures = {row.name: row.failure for row in record.rows if row.failure}
+    assert set(failures) == {'unbuilt', 'broken', 'killed', 'hanging'}
+    assert failures['unbuilt'] == 'no such luck (fakes.py:22)'
+    assert failures['broken'] == 'no such luck (fakes.py:22)'
+    assert 'ended with code -9, as by a machine out of memory' in failures['killed']
+    assert failures['hanging'] == 'not done within 15 s'
+    assert all(not row.seconds for row in record.rows if row.failure)
+    assert record.ratio('broken', 'one') is None
+    assert lines[-1] == 'round 3 of 3'
+
+
+def test_a_record_survives_its_file(tmp_path):
+    outcomes = measure(
+        [Subject('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
+    )
+    record = make_record('fake', {'g': outcomes}, lambda name: None, Protocol(rounds=1))
+    record.write(tmp_path / 'deep' / 'fake.json')
+    assert Record.read(tmp_path / 'deep' / 'fake.json') == record
+    assert record.machine['cores'] >= 1
+    assert record.versions['torch']
+    assert len(record.commit or 'x' * 40) >= 40
+    (tmp_path / 'other.json').write_text('{"rows": 3}')
+    with pytest.raises(ValueError, match='is no record of tools/benchmark.py'):
+        Record.read(tmp_path / 'other.json')
+
+
+@pytest.mark.parametrize(
+    ('make', 'text'),
+    [
+        (lambda: Protocol(rounds=0), 'rounds and threads must be at least 1'),
+        (lambda: Protocol(time_limit=0), 'time_limit positive'),
+        (lambda: measure([], Protocol()), 'need subjects with names that differ'),
+        (
+            lambda: measure([Subject('a', 'b:c'), Subject('a', 'b:c')], Protocol()),
+            'need subjects with names that differ',
+        ),
+    ],
+)
+def test_wrong_arguments(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()

@@ -1,0 +1,132 @@
+"""The benchmarks: what they measure, what they quote, and a quick run of each."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8
+from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.run import run_benchmark
+from mmseg_repvgg.benchmark.suites import SUITES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(name, seconds, group='pytorch', examples=1, **more):
+    values = dict(settings={}, info={}, peak_memory=None, agreement=None, failure=None)
+    return Row(name, group, **{**values, 'seconds': seconds, 'examples': examples, **more})
+
+
+def record(rows):
+    machine = dict(processor='p', cores=2, gpu=None)
+    protocol = dict(threads=2, warm_up=1, rounds=2)
+    return Record('x', 'c', 'd', None, machine, {}, protocol, rows)
+
+
+def test_quoted_figures_are_the_papers():
+    # section 4.1: A0 is 33 % faster than ResNet-18, A1 64 % than ResNet-34, A2 83 % than ResNet-50
+    speed = {name: paper.speed for name, paper in table4.PAPER.items()}
+    for ours, base, percent in (
+        ('RepVGG-A0', 'ResNet-18', 33),
+        ('RepVGG-A1', 'ResNet-34', 64),
+        ('RepVGG-A2', 'ResNet-50', 83),
+        ('RepVGG-B1g4', 'ResNet-101', 101),
+        ('RepVGG-B3', 'RegNetX-12GF', 31),
+        ('RepVGG-A2', 'EfficientNet-B0', 59),
+    ):
+        assert int(100 * (speed[ours] / speed[base] - 1)) in (percent, percent - 1)
+    # section 4.3: B1g2-fast runs 62 % faster than ResNet-101 with 0.37 more mIoU
+    fast, base = table8.PAPER['RepVGG-B1g2-fast'], table8.PAPER['ResNet-101']
+    assert int(100 * (fast.speed / base.speed - 1)) == 62
+    assert fast.miou - base.miou == pytest.approx(0.37)
+    # Table 1's FLOPs and milliseconds give its TFLOPS
+    for kernel, (flops, ms) in {1: (420.9, 84.5), 3: (3788.1, 198.8), 7: (20624.4, 4394.3)}.items():
+        assert table1.PAPER[kernel] == pytest.approx(2 * flops / ms, abs=0.01)
+    assert table6.PAPER['3x3'][1] == pytest.approx(75.14 - 2.75)  # section 4.2
+
+
+def test_table_8_measures_what_it_says():
+    groups = table8.groups(['pytorch', 'mnn'], quick=False)
+    sizes = [f'{runtime}, {size}' for runtime in ('pytorch', 'mnn') for size in ('large', 'small')]
+    assert list(groups) == [*sizes, 'across runtimes']
+    assert all('ResNet-101' in [s.name for s in groups[group]] for group in sizes)
+    both = [*groups['mnn, large'], *groups['mnn, small']]
+    subjects = {subject.name: subject.settings for subject in both}
+    assert len(subjects) == 2 * 6 + 1
+    assert subjects['RepVGG-B2']['rewrites'] == ['branches', 'batchnorm']
+    assert subjects['RepVGG-B2, rewritten']['rewrites'][2:] == ['dilation', 'pyramid']
+    assert subjects['ResNet-50']['rewrites'] == ['batchnorm']
+    assert all((ROOT / 'configs' / s['config']).is_file() for s in subjects.values())
+    in_pytorch = {subject.name: subject.settings for subject in groups['pytorch, large']}
+    assert in_pytorch['RepVGG-B2, rewritten']['rewrites'][-1] == 'winograd'
+
+
+def test_tables_by_hand():
+    rows = [
+        row('ResNet-101', [2.0, 4.0], agreement=1.0, peak_memory=2 << 30),
+        row('RepVGG-B2', [4.0, 16.0]),  # round by round 0.5 and 0.25 times as fast
+        row('RepVGG-B2, rewritten', [], failure='too large'),
+    ]
+    lines = table8.markdown(record(rows)).splitlines()
+    assert '| ResNet-101 | 3.00 | 67 % | 1.00 | 1.00 | 100.000 % | 2.00 GiB |' in lines
+    assert '| RepVGG-B2 | 10.00 | 120 % | 0.38 | 0.67 | - | - |' in lines
+    assert '| RepVGG-B2, rewritten | not measured: too large | - | - | - | - | - |' in lines
+    text = table4.markdown(
+        record([row('ResNet-50', [2.0], examples=4), row('timm/repvgg_a0', [1.0], examples=4)])
+    )
+    assert '| timm/repvgg_a0 | 72.41 | 4.00 | 0 % | 2.00 | 4.53 |' in text
+    conv = dict(info=dict(flops=int(1e9)))
+    text = table1.markdown(record([row('1x1', [1.0], **conv), row('3x3', [0.5], **conv)]))
+    assert '| pytorch | 3x3 | 1.0 | 500.0 | 4 | 2.00 | 3.83 |' in text
+    memory = dict(info=dict(map_bytes=100 << 20), peak_memory=200 << 20)
+    text = figure3.markdown(record([row('plain', [1.0], **memory)]))
+    assert '| plain | 200 MiB | 2.00 | 1 |' in text
+
+
+def test_wrong_names_are_refused(tmp_path):
+    for arguments, text in (
+        (dict(name='table9'), "unknown benchmark 'table9'; choose from table8"),
+        (dict(name='table1', runtimes=['tvm']), "unknown runtime 'tvm'; choose from pytorch"),
+        (dict(name='table1', groups=['cudnn']), r"groups=\['cudnn'\] are not known"),
+        (
+            dict(name='table1', only=['9x9']),
+            r"subjects=\['9x9'\] are not known; choose from 1x1; 3x3",
+        ),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_benchmark(out=tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('figure3', []),
+        ('table1', ['--runtimes', 'pytorch', 'mnn']),
+        pytest.param('table6', [], marks=pytest.mark.slow),
+        pytest.param('table4', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
+        pytest.param('table8', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
+    ],
+)
+def test_a_quick_run_measures_everything_and_writes_three_files(tmp_path, name, options):
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'benchmark.py', name, '--quick', '--out', 'out']
+        + ['--threads', '1', *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = Record.read(tmp_path / 'out' / f'{name}.json')
+    assert not [row.failure for row in found.rows if row.failure]
+    assert all(len(row.seconds) == 1 for row in found.rows)
+    if name == 'table8':
+        assert all(row.agreement > 0.99 for row in found.rows)
+    text = (tmp_path / 'out' / f'{name}.md').read_text()
+    assert text.startswith(f'# {SUITES[name].title}\n')
+    assert len(re.findall(r'^\| ', text, re.M)) >= len(found.rows)
+    assert cv2.imread(str(tmp_path / 'out' / f'{name}.png')).shape[0] > 100

@@ -1,0 +1,46 @@
+"""Measure the paper's speed tables here: ``python tools/benchmark.py table8``.
+
+Models are measured in turn, each in a process of its own; let nothing else run. Writes
+OUT/NAME.json (every single time, machine, versions), OUT/NAME.md and OUT/NAME.png.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmseg_repvgg.benchmark.protocol import Protocol
+from mmseg_repvgg.benchmark.run import RUNTIME_NAMES, run_benchmark
+from mmseg_repvgg.benchmark.suites import SUITES
+from mmseg_repvgg.command_line import user_errors
+
+
+def main() -> None:
+    """Parse the options, measure, and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('name', choices=list(SUITES), help='table or figure of the paper')
+    parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
+    parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(RUNTIME_NAMES))
+    parser.add_argument('--groups', nargs='+', metavar='NAME', help='only these groups of subjects')
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these subjects')
+    parser.add_argument('--rounds', type=int, default=5, help='timed calls of each subject')
+    parser.add_argument('--warm-up', type=int, default=1, help='calls before them')
+    parser.add_argument('--threads', type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        '--time-limit', type=float, default=600, help='seconds for building, and for each call'
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help='small stand-ins: a test of the benchmark itself'
+    )
+    args = parser.parse_args()
+    with user_errors('benchmark'):
+        protocol = Protocol(args.rounds, args.warm_up, args.threads, args.time_limit)
+        run_benchmark(
+            args.name, args.out, args.runtimes, protocol, args.quick, args.groups, args.only
+        )
+        print((args.out / f'{args.name}.md').read_text(encoding='utf-8'))
+
+
+if __name__ == '__main__':
+    main()
