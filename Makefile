@@ -97,10 +97,10 @@ $(PYTHON):
 # What an interruption leaves: an environment without pip, and distributions whose metadata say installed while files
 # are missing. pip writes INSTALLER after the files; without it the metadata go, and pip installs anew.
 $(STAMP_openmmlab): $(PYTHON)
-	@echo "Installing into $(VENV): PyTorch, the openmmlab family, development tools (6 GB and minutes the first time)"
+	@echo "Installing into $(VENV): PyTorch, the openmmlab family, runtimes, development tools (6 GB and minutes the first time)"
 	@"$(PYTHON)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m ensurepip --upgrade
 	@for info in "$(VENV)"/lib/python3*/site-packages/*.dist-info; do [ -e "$$info/INSTALLER" ] || rm -rf "$$info"; done
-	@$(PIP) install --quiet -c constraints.txt -e '.[openmmlab,dev]'
+	@$(PIP) install --quiet -c constraints.txt -e '.[openmmlab,dev,deploy]'
 	@rm -f "$(VENV)"/.ready-openmmlab-* && touch "$@"
 
 # --no-deps, because a dependency that came along would hide the environment's; what is missing there pip check names.

@@ -64,6 +64,14 @@ setup(
             'onedl-mmcv>=2.3.6,<3',
             'onedl-mmpretrain>=1.3.6,<2',
         ],
+        # What writes and runs exported models; each runtime is optional to a service.
+        'deploy': [
+            'onnx>=1.17',
+            'onnxscript>=0.5',  # PyTorch's ONNX exporter
+            'onnxruntime>=1.20',
+            'openvino>=2025.0',
+            'MNN>=3.2',
+        ],
         'dev': [
             'pytest>=8',
             'pytest-xdist',

@@ -49,7 +49,7 @@ def options(scenes):
     return ['--cfg-options', *roots, *SMALL]
 
 
-def test_train_resume_fuse_and_test_from_a_foreign_folder(scenes, tmp_path):
+def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_path):
     small = options(scenes)
     log = call('train.py', DEMO, '--work-dir', 'work', *small, cwd=tmp_path)
     assert 'Evaluating the deployed form: 22 RepVGG blocks, 6 conv-BN pairs' in log
@@ -69,13 +69,22 @@ def test_train_resume_fuse_and_test_from_a_foreign_folder(scenes, tmp_path):
     assert len(list((tmp_path / 'maps').glob('*.png'))) == 3
     assert list((tmp_path / 'painted').rglob('*.png'))
 
+    export = ['fused.pth', 'model.onnx', '--size', 256, 512]
+    log = call('export.py', 'fused.py', *export, cwd=tmp_path)
+    assert 'rewrites: none but what the checkpoint holds' in log
+    assert 'onnxruntime on the first test image, 256x512: logits differ by' in log
+    assert 'openvino on the first test image, 129x257: logits differ by' in log
+    runtime = ['model.onnx', '--runtime', 'onnxruntime', '--work-dir', 'c']
+    call('test.py', 'fused.py', *runtime, cwd=tmp_path)
+    assert abs(metrics(tmp_path / 'c')['mIoU'] - metrics(tmp_path / 'b')['mIoU']) < 0.05
+
     # a second fusing is refused, in one line, with the exit code saying so
     log = call('deploy_fuse.py', 'fused.py', 'fused.pth', 'again.pth', cwd=tmp_path, code=1)
     assert 'deploy_fuse: error: fused.pth is fused already' in log
     assert not (tmp_path / 'again.pth').exists()
     # nor are fused weights evaluated in a training config, where most would be left out
     log = call('test.py', DEMO, 'fused.pth', *small, cwd=tmp_path, code=1)
-    assert 'test: error: fused.pth holds fused weights, but the model is in training form' in log
+    assert 'test: error: fused.pth does not fit the model' in log
     log = call('train.py', 'fused.py', cwd=tmp_path, code=1)
     assert 'is the config of a fused model' in log
 
@@ -96,6 +105,8 @@ def test_train_resume_fuse_and_test_from_a_foreign_folder(scenes, tmp_path):
         ),
         ('deploy_fuse.py', [DEMO, 'nowhere.pth', 'out.pth'], 'nowhere.pth'),
         ('deploy_fuse.py', [DEMO, 'a.pth', 'out.onnx'], 'must end in .pth'),
+        ('export.py', [DEMO, 'a.pth', 'out.onnx'], 'give --size HEIGHT WIDTH'),
+        ('test.py', [DEMO, 'x.mnn', '--runtime', 'mnn'], 'x.mnn not found: an exported model is'),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(tool, args, text, tmp_path):

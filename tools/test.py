@@ -1,18 +1,30 @@
-"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
+
+With ``--runtime`` evaluate an exported model: ``python tools/test.py CONFIG MODEL.onnx --runtime
+onnxruntime``.
+"""
 
 import argparse
 import os
 
 from mmengine.config import DictAction
 
+from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.deploy.evaluate import test_exported
+from mmseg_repvgg.deploy.runtimes import RUNTIMES
 from mmseg_repvgg.engine import launch
 
 
 def main() -> None:
     """Parse the options that users of mmseg know, and evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or exported model')
+    parser.add_argument(
+        '--runtime', choices=list(RUNTIMES), help='what runs the exported model, on the CPU'
+    )
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
@@ -27,18 +39,21 @@ def main() -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with launch.user_errors('test'):
-        launch.test(
-            launch.load_config(args.config, args.cfg_options),
-            args.checkpoint,
-            work_dir=args.work_dir,
-            out=args.out,
-            show=args.show,
-            show_dir=args.show_dir,
-            wait_time=args.wait_time,
-            tta=args.tta,
-            launcher=args.launcher,
-        )
+    options = dict(
+        work_dir=args.work_dir,
+        out=args.out,
+        show=args.show,
+        show_dir=args.show_dir,
+        wait_time=args.wait_time,
+        tta=args.tta,
+        launcher=args.launcher,
+    )
+    with user_errors('test'):
+        cfg = launch.load_config(args.config, args.cfg_options)
+        if args.runtime:
+            test_exported(cfg, args.checkpoint, args.runtime, **options)
+        else:
+            launch.test(cfg, args.checkpoint, **options)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ import os
 
 from mmengine.config import DictAction
 
+from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.engine import launch
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with launch.user_errors('train'):
+    with user_errors('train'):
         launch.train(
             launch.load_config(args.config, args.cfg_options),
             args.work_dir,
