@@ -8,11 +8,15 @@ fast. PyTorch's CPU convs do not use it. It is exact in exact arithmetic, and ro
 from __future__ import annotations
 
 import functools
+import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.reparam import nnpack
 from mmseg_repvgg.reparam.dilation import (
     Layers,
     SubMapConv2d,
@@ -21,8 +25,12 @@ from mmseg_repvgg.reparam.dilation import (
     run_on_sub_maps,
 )
 
-SMALLEST = 24 * 24
-"""Pixels of a map below which transforming the kernels costs more than is saved."""
+SMALLEST = 12 * 12
+"""Pixels of a map below which it does not pay."""
+SMALLEST_EACH_CALL = 28 * 28
+"""The same where kernels are transformed in every call."""
+SHARE_KEPT = 0.25
+"""Of the machine's memory: what a model may hold in transformed kernels, 7 times its weights."""
 
 
 @functools.cache
@@ -46,7 +54,13 @@ def runs_here(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+def winograd_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int = 1,
+    kernels: Sequence[nnpack.TransformedKernel] | None = None,
+) -> Tensor:
     """A 3x3 conv of stride 1 and padding 1 by Winograd.
 
     Args:
@@ -54,33 +68,87 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int 
         weight: (C_out, C_in / groups, 3, 3).
         bias: (C_out,) or None.
         groups: Of the conv.
+        kernels: The weight of each group, transformed; None: it is transformed here.
 
     Returns:
         (N, C_out, H, W).
     """
-    if groups > 1:
-        biases = [None] * groups if bias is None else bias.chunk(groups)
-        parts = zip(x.chunk(groups, dim=1), weight.chunk(groups), biases, strict=True)
-        return torch.cat([winograd_conv2d(*part) for part in parts], dim=1)
-    # one by one: its code for batches is slower than PyTorch's
-    images = [torch._nnpack_spatial_convolution(image, weight, bias, 1) for image in x.split(1)]
-    return images[0] if len(images) == 1 else torch.cat(images)
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    weights = weight.chunk(groups) if kernels is None else kernels
+    # one by one: NNPACK's code for batches is slower than PyTorch's convs
+    images = [
+        _joined(
+            [
+                _convolve(*part)
+                for part in zip(image.chunk(groups, 1), weights, biases, strict=True)
+            ],
+            1,
+        )
+        for image in x.split(1)
+    ]
+    return _joined(images, 0)
 
 
-class WinogradConv2d(nn.Conv2d):
+def _convolve(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    if isinstance(weight, nnpack.TransformedKernel):
+        return weight.convolve(x, bias)
+    return torch._nnpack_spatial_convolution(x, weight, bias, 1)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+class KernelKeeper(nn.Conv2d):
+    """What convs by Winograd have in common: kernels transformed once, if there is room.
+
+    They are no part of the state dict, and follow the weight when that changes. Copies make their
+    own.
+    """
+
+    keeps_kernels = False
+    _kept: tuple[Any, list[nnpack.TransformedKernel]] | None = None
+
+    def by_winograd(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H, W), by Winograd where that is possible and pays."""
+        keeps = self.keeps_kernels and not self.weight.is_inference()  # those have no version
+        smallest = SMALLEST if keeps else SMALLEST_EACH_CALL
+        if x.shape[2] * x.shape[3] < smallest or not runs_here(x, self.weight):
+            return nn.Conv2d.forward(self, x)
+        kernels = self._kernels() if keeps else None
+        return winograd_conv2d(x, self.weight, self.bias, self.groups, kernels)
+
+    def _kernels(self) -> list[nnpack.TransformedKernel]:
+        """The transformed kernel of each group."""
+        state = (self.weight.data_ptr(), self.weight._version)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = None  # before new ones are made: they are large
+            kernels = [nnpack.TransformedKernel(part) for part in self.weight.chunk(self.groups)]
+            self._kept = (state, kernels)
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != '_kept'}
+
+
+class WinogradConv2d(KernelKeeper):
     """A 3x3 conv that goes by Winograd where that is possible and pays; parameters as before."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H, W)."""
-        return _convolve(self, x)
+        return self.by_winograd(x)
 
 
-class WinogradSubMapConv2d(SubMapConv2d):
+class WinogradSubMapConv2d(KernelKeeper, SubMapConv2d):
     """A :class:`SubMapConv2d` whose sub-maps are convolved by Winograd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H, W)."""
+        return SubMapConv2d.forward(self, x)
 
     def convolve(self, x: Tensor) -> Tensor:
         """As :meth:`SubMapConv2d.convolve`."""
-        return _convolve(self, x)
+        return self.by_winograd(x)
 
 
 def use_winograd(model: nn.Module) -> int:
@@ -101,7 +169,7 @@ def use_winograd(model: nn.Module) -> int:
             'know this processor',
             stacklevel=2,
         )
-    count = 0
+    count, room = 0, _room()
     for module in model.modules():
         if isinstance(module, SubMapSequential):
             module.run = _run
@@ -109,6 +177,9 @@ def use_winograd(model: nn.Module) -> int:
             if isinstance(module, SubMapConv2d):
                 module.run = _run
             module.__class__ = _WINOGRAD[type(module)]
+            assert isinstance(module, KernelKeeper)
+            room -= nnpack.transformed_bytes(module.weight)
+            module.keeps_kernels = room >= 0
             count += 1
     return count
 
@@ -119,10 +190,11 @@ _WINOGRAD: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    if x.shape[2] * x.shape[3] < SMALLEST or not runs_here(x, conv.weight):
-        return nn.Conv2d.forward(conv, x)
-    return winograd_conv2d(x, conv.weight, conv.bias, conv.groups)
+def _room() -> int:
+    """Bytes that a model may keep in transformed kernels: none where they cannot be used."""
+    if not (is_available() and nnpack.is_available()):
+        return 0
+    return int(SHARE_KEPT * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
 
 
 def _is_rewritable(conv: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """3x3 convs by Winograd equal PyTorch's, and run only where they can."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmseg_repvgg.models import DilatedRepVGG
-from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy, winograd
+from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy, nnpack, winograd
 from mmseg_repvgg.reparam.dilation import from_mosaic, run_on_mosaic, to_mosaic, to_sub_maps
 from mmseg_repvgg.reparam.winograd import use_winograd, winograd_conv2d
 from tests.common import TINY, randomise_batchnorms
@@ -23,8 +24,7 @@ def calls_of(monkeypatch) -> list:
     calls, real = [], winograd.winograd_conv2d
 
     def watched(x, *args):
-        if len(args) == 3:  # not the groups of a conv, one by one
-            calls.append(tuple(x.shape))
+        calls.append(tuple(x.shape))
         return real(x, *args)
 
     monkeypatch.setattr(winograd, 'winograd_conv2d', watched)
@@ -140,7 +140,7 @@ def test_where_it_cannot_or_does_not_pay_the_conv_runs_as_before(monkeypatch, re
     if reason == 'dtype':
         before, after, x = before.double(), after.double(), x.double()
     if reason == 'small':
-        x = x[..., :23, :24]
+        x = x[..., :11, :13]
     if reason == 'gradients':
         after(x).sum().backward()
         assert after[0].weight.grad is not None
@@ -165,6 +165,94 @@ def test_twice_is_once_and_single_dilated_convs_are_found(monkeypatch):
     for size in ((60, 60), (61, 59)):
         assert compare(model, fast, torch.randn(1, 4, *size)).max_rel < ROUNDING
     assert calls == [(1, 4, 64, 64), (1, 4, 68, 64)]
+
+
+class Kept:
+    """A conv whose transformed kernels are kept, and an image."""
+
+    def __init__(self, groups=2):
+        torch.manual_seed(0)
+        self.conv = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=groups)).eval()
+        assert use_winograd(self.conv) == 1
+        self.x = torch.randn(2, 4, 20, 21)
+
+    def check(self, conv=None):
+        module = (conv or self.conv)[0]
+        expected = F.conv2d(
+            self.x.double(), module.weight.double(), module.bias.double(), 1, 1, 1, module.groups
+        )
+        with torch.no_grad():
+            gap = (module(self.x) - expected).abs().max() / expected.abs().max()
+        assert gap < ROUNDING
+        return module
+
+
+@pytest.mark.skipif(not nnpack.is_available(), reason='NNPACK without its C interface')
+class TestKeptKernels:
+    def test_they_are_transformed_once(self, monkeypatch):
+        kept = Kept()
+        module = kept.check()
+        first = module._kept[1]
+        assert [k.channels for k in first] == [(2, 3), (2, 3)]
+        assert sum(k.values.numel() for k in first) == nnpack.transformed_bytes(module.weight)
+        monkeypatch.setattr(nnpack.TransformedKernel, '__init__', None)  # none is made
+        assert kept.check()._kept[1] is first
+        assert list(module.state_dict()) == ['weight', 'bias']
+
+    @pytest.mark.parametrize('way', ['in place', 'state dict', 'another tensor'])
+    def test_they_follow_the_weight(self, way):
+        kept = Kept()
+        module = kept.check()
+        other = torch.randn(module.weight.shape)
+        if way == 'in place':
+            module.weight.data.zero_()
+            with torch.no_grad():
+                module.weight += other
+        elif way == 'state dict':
+            module.load_state_dict(dict(weight=other, bias=module.bias))
+        else:
+            module.weight = nn.Parameter(other)
+        assert torch.equal(module.weight, other)
+        kept.check()
+
+    @pytest.mark.parametrize('way', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_copies_make_their_own(self, way):
+        kept = Kept()
+        kept.check()
+        other = way(kept.conv)
+        assert other[0]._kept is None
+        kept.check(other)
+        assert other[0]._kept is not None
+
+    @pytest.mark.parametrize('reason', ['no room', 'no interface', 'inference tensor'])
+    def test_without_them_it_is_the_same(self, monkeypatch, reason):
+        if reason == 'no room':
+            monkeypatch.setattr(winograd, 'SHARE_KEPT', 1e-12)
+        if reason == 'no interface':
+            monkeypatch.setattr(nnpack, 'is_available', lambda: False)
+        kept = Kept()
+        kept.x = torch.randn(1, 4, 30, 31)
+        if reason == 'inference tensor':
+            with torch.inference_mode():
+                kept.conv = copy.deepcopy(kept.conv)
+                kept.conv[0].weight = nn.Parameter(kept.conv[0].weight.clone())
+        assert kept.check()._kept is None
+
+    def test_other_numbers_of_threads(self):
+        kept = Kept()
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                kept.check()
+        finally:
+            torch.set_num_threads(before)
+
+    def test_what_nnpack_refuses_is_an_error(self):
+        kernel = nnpack.TransformedKernel(torch.randn(4, 4, 3, 3))
+        kernel.channels = (0, 4)
+        with pytest.raises(nnpack.NnpackError, match='refused'):
+            kernel.convolve(torch.randn(1, 4, 20, 20), None)
 
 
 def test_it_is_applied_last():
