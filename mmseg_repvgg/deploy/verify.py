@@ -68,16 +68,27 @@ def sample_image(cfg: Config, size: tuple[int, int]) -> tuple[np.ndarray, str]:
     Returns:
         The image (H, W, 3) uint8 in BGR, and what it is.
     """
+    dataset = dataset_of(cfg)
+    if dataset is not None:
+        return image_of(dataset, 0, size), 'the first test image'
+    scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
+    return _resized(scene[..., ::-1], size), 'a demo scene'
+
+
+def dataset_of(cfg: Config) -> Any:
+    """The test set of a config, or None where its data are not there."""
     dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    height, width = size
-    if os.path.isdir(dataset_cfg.get('data_root') or ''):
-        image = DATASETS.build(dataset_cfg)[0]['inputs'].permute(1, 2, 0).numpy()
-        name = 'the first test image'
-    else:
-        scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
-        image, name = scene[..., ::-1], 'a demo scene'
-    resized = cv2.resize(np.ascontiguousarray(image), (width, height))
-    return resized, name
+    has_data = os.path.isdir(dataset_cfg.get('data_root') or '')
+    return DATASETS.build(dataset_cfg) if has_data else None
+
+
+def image_of(dataset: Any, index: int, size: tuple[int, int]) -> np.ndarray:
+    """An image of a test set, resized to ``size`` (height, width): (H, W, 3) uint8 in BGR."""
+    return _resized(dataset[index]['inputs'].permute(1, 2, 0).numpy(), size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(np.ascontiguousarray(image), size[::-1])
 
 
 def verify(
@@ -105,15 +116,13 @@ def verify(
         EquivalenceError: If a runtime is not, or no runtime is there.
     """
     info = ExportedInfo.read(path)
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    pixels = as_pixels(image)
     if info.dynamic_batch:  # a batch of two, the second mirrored
         pixels = torch.cat([pixels, pixels.flip(3)])
-    raw, normalised = raw_and_normalised(reference, pixels)
-    expected = _logits(reference, normalised)
-    images = (raw if info.preprocessing_inside else normalised).cpu().numpy()
+    expected, images = expected_and_input(reference, pixels, info)
     matches = []
     for runtime in readers(info.format):
-        match = _match(runtime, name, expected, load_runtime(path, runtime)(images), info)
+        match = compare_output(runtime, name, expected, load_runtime(path, runtime)(images), info)
         limits = LIMITS[runtime]
         _require(
             match,
@@ -129,6 +138,24 @@ def verify(
     return matches
 
 
+def as_pixels(image: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+
+
+def expected_and_input(
+    reference: Any, pixels: Tensor, info: ExportedInfo
+) -> tuple[np.ndarray, np.ndarray]:
+    """What PyTorch gives for pixels (N, 3, H, W) uint8 in BGR, and what the exported model takes.
+
+    Raises:
+        EquivalenceError: If PyTorch gives NaN or infinite logits.
+    """
+    raw, normalised = raw_and_normalised(reference, pixels)
+    images = (raw if info.preprocessing_inside else normalised).cpu().numpy()
+    return _logits(reference, normalised), images
+
+
 def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
     like = next(reference.parameters())
     with torch.no_grad():
@@ -141,9 +168,10 @@ def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
     return logits.cpu().numpy()
 
 
-def _match(
+def compare_output(
     runtime: str, image: str, expected: np.ndarray, output: np.ndarray, info: ExportedInfo
 ) -> Match:
+    """Compare what a runtime gave with PyTorch's logits (N, classes, H, W)."""
     labels, relative = output, None
     if not info.argmax_inside:
         labels = output.argmax(1)

@@ -1,0 +1,116 @@
+"""How far exported models agree with PyTorch on many images (tools/compare_exported.py)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
+from mmseg_repvgg.deploy.export import load_segmentor
+from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.runtimes import load_runtime, readers
+from mmseg_repvgg.deploy.verify import (
+    Match,
+    as_pixels,
+    compare_output,
+    dataset_of,
+    expected_and_input,
+    image_of,
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported model compares with PyTorch over several images."""
+
+    model: Path
+    runtime: str
+    options: Mapping[str, Any]  # of the runtime
+    matches: tuple[Match, ...]  # one an image
+    seconds: float  # a call, the median
+
+    @property
+    def mean(self) -> float:
+        """Share of the pixels of all images with PyTorch's class."""
+        return statistics.fmean(match.agreement for match in self.matches)
+
+    def __str__(self) -> str:
+        options = ''.join(f', {name}={value}' for name, value in self.options.items())
+        worst = min(self.matches, key=lambda match: match.agreement)
+        gaps = [match.relative for match in self.matches if match.relative is not None]
+        logits = f', logits differ by {max(gaps):.2g} at most' if gaps else ''
+        return (
+            f'{self.model.name} in {self.runtime}{options}: argmax agreement {100 * self.mean:.4f} '
+            f'% over {len(self.matches)} images, {100 * worst.agreement:.4f} % on the worst '
+            f'({worst.image}){logits}; {1000 * self.seconds:.0f} ms an image'
+        )
+
+
+def compare_exported(
+    cfg: Config,
+    checkpoint: str | Path,
+    models: Sequence[str | Path],
+    runtime: str | None = None,
+    threads: int | None = None,
+    count: int | None = None,
+    **options: Any,
+) -> list[Agreement]:
+    """Run exported models on the test images of a config, each image in one model after the other.
+
+    Images are resized to the size of the models. PyTorch runs the network of the checkpoint as it
+    is, without rewrites.
+
+    Args:
+        cfg: The config of the checkpoint.
+        checkpoint: What the models were exported from.
+        models: Files of tools/export.py, all of one size.
+        runtime: As in :func:`load_runtime`, for all models.
+        threads: As in :func:`load_runtime`.
+        count: How many images; None: all.
+        **options: Of the runtime's class.
+
+    Raises:
+        FileNotFoundError: If the data or a model are not there.
+        ValueError: If the models differ in size, or as :func:`load_runtime`.
+        CheckpointError: If the checkpoint does not fit the config.
+    """
+    infos = [ExportedInfo.read(path) for path in models]
+    if len({info.size for info in infos}) != 1:
+        raise ValueError(f'models of the sizes {[info.size for info in infos]}: give one size')
+    if count is not None and count < 1:
+        raise ValueError(f'images={count} must be at least 1')
+    state = state_dict_of(read_checkpoint(checkpoint))
+    reference = load_segmentor(cfg, state, str(checkpoint))
+    dataset = dataset_of(cfg)
+    if dataset is None:
+        raise FileNotFoundError(
+            'the data_root of test_dataloader.dataset is not a folder; set it with --cfg-options '
+            'test_dataloader.dataset.data_root=PATH'
+        )
+    networks = [load_runtime(path, runtime, threads, **options) for path in models]
+    matches: list[list[Match]] = [[] for _ in models]
+    seconds: list[list[float]] = [[] for _ in models]
+    for index in range(min(len(dataset), count or len(dataset))):
+        pixels = as_pixels(image_of(dataset, index, infos[0].size))
+        for i, (network, info) in enumerate(zip(networks, infos, strict=True)):
+            expected, images = expected_and_input(reference, pixels, info)
+            start = time.perf_counter()
+            output = network(images)
+            seconds[i].append(time.perf_counter() - start)
+            matches[i].append(compare_output('', f'image {index}', expected, output, info))
+    return [
+        Agreement(
+            model=Path(path),
+            runtime=runtime or readers(info.format)[0],
+            options=options,
+            matches=tuple(found),
+            seconds=statistics.median(times),
+        )
+        for path, info, found, times in zip(models, infos, matches, seconds, strict=True)
+    ]

@@ -1,0 +1,54 @@
+"""Compare with PyTorch: ``python tools/compare_exported.py CONFIG CHECKPOINT MODEL.onnx``.
+
+Runs every test image, resized to the size of the models, through PyTorch and each MODEL, and prints
+how many pixels get the same class, how far the logits are apart, and the time of a call.
+"""
+
+import argparse
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.deploy.agreement import compare_exported
+from mmseg_repvgg.deploy.runtimes import RUNTIMES
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options, compare, and print a line per model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the checkpoint')
+    parser.add_argument('checkpoint', help='what the models were exported from')
+    parser.add_argument('models', nargs='+', metavar='model', help='exported models, of one size')
+    parser.add_argument('--runtime', choices=list(RUNTIMES), help='default: what reads the file')
+    parser.add_argument(
+        '--runtime-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='of the runtime, key=value: winograd_level=1 of mnn',
+    )
+    parser.add_argument('--threads', type=int, help='of the runtime')
+    parser.add_argument('--images', type=int, help='how many; default: all of the test set')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    args = parser.parse_args()
+    with user_errors('compare_exported'):
+        found = compare_exported(
+            launch.load_config(args.config, args.cfg_options),
+            args.checkpoint,
+            args.models,
+            args.runtime,
+            args.threads,
+            args.images,
+            **args.runtime_options,
+        )
+        for agreement in found:
+            print(agreement)
+
+
+if __name__ == '__main__':
+    main()
