@@ -74,55 +74,6 @@ def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     return from_sub_maps(x, dilation, size)
 
 
-def to_mosaic(x: Tensor, dilation: int) -> Tensor:
-    """Lay the interleaved sub-maps of a map side by side, with zeros between them.
-
-    Args:
-        x: (N, C, H, W).
-        dilation: d, the step of the sub-maps.
-
-    Returns:
-        (N, C, d (h + 1), d (w + 1)), h = ceil(H / d) and w = ceil(W / d). The sub-map
-        ``x[:, :, i::d, j::d]`` begins at row i (h + 1) and column j (w + 1).
-    """
-    height, width = x.shape[2:]
-    x = F.pad(x, (0, -width % dilation, 0, -height % dilation))
-    x = x.unflatten(3, (-1, dilation)).unflatten(2, (-1, dilation))  # N, C, h, d, w, d
-    x = F.pad(x.permute(0, 1, 3, 2, 5, 4), (0, 1, 0, 0, 0, 1))  # N, C, d, h + 1, d, w + 1
-    return x.flatten(4, 5).flatten(2, 3)
-
-
-def from_mosaic(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
-    """Undo :func:`to_mosaic`: (N, C, d (h + 1), d (w + 1)) -> (N, C, H, W), ``size`` = (H, W)."""
-    x = x.unflatten(3, (dilation, -1)).unflatten(2, (dilation, -1))[:, :, :, :-1, :, :-1]
-    x = x.permute(0, 1, 3, 2, 5, 4).flatten(4, 5).flatten(2, 3)
-    return x[:, :, : size[0], : size[1]]
-
-
-def run_on_mosaic(layers: Layers, x: Tensor, dilation: int) -> Tensor:
-    """As :func:`run_on_sub_maps`, on one map of all sub-maps in the place of a batch of them.
-
-    The zeros between them are the padding of 3x3 convs; larger kernels would see the neighbour.
-    What the layers give is changed in place, so that this way is not for gradients.
-    """
-    size = x.shape[2:]
-    x = to_mosaic(x, dilation)
-    for position, layer in enumerate(layers, start=1):
-        x = layer(x)
-        if position < len(layers):
-            _separate(x, dilation, size)
-    return from_mosaic(x, dilation, size)
-
-
-def _separate(mosaic: Tensor, dilation: int, size: Sequence[int]) -> None:
-    """Set all that is not of a sub-map to zero, in place."""
-    height, width = size
-    tiles = mosaic.unflatten(3, (dilation, -1)).unflatten(2, (dilation, -1))
-    for i in range(dilation):
-        tiles[:, :, i, -(-(height - i) // dilation) :] = 0
-        tiles[:, :, :, :, i, -(-(width - i) // dilation) :] = 0
-
-
 class SubMapSequential(nn.Sequential):
     """A sequence of blocks in which runs of dilated ones are computed on sub-maps.
 

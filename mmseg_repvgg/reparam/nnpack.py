@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from ctypes import POINTER, Structure, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WINOGRAD_8X8 = 3  # nnp_convolution_algorithm: tiles of 8x8, F(6x6, 3x3)
+WINOGRAD_8X8 = 3  # nnp_convolution_algorithm: F(6x6, 3x3)
+TILE = 6  # pixels a side that a tile of it gives
 PRECOMPUTE, REUSE = 2, 3  # nnp_convolution_transform_strategy
-IDENTITY = 0  # nnp_activation
+ACTIVATIONS = {False: 0, True: 1}  # nnp_activation: identity, ReLU
 ROUNDING = 1e-4  # relative, of the check on a small conv
 
 
@@ -46,12 +48,13 @@ class TransformedKernel:
         # the kernel is the same for every size of the map, but NNPACK wants one
         self.values = _run(PRECOMPUTE, self.channels, (8, 8), weight)
 
-    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def convolve(self, x: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
         """A 3x3 conv of stride 1 and padding 1.
 
         Args:
             x: (1, C_in, H, W) float32 on the CPU.
             bias: (C_out,), float32, or None.
+            relu: Whether a ReLU follows.
 
         Returns:
             (1, C_out, H, W).
@@ -62,7 +65,7 @@ class TransformedKernel:
         height, width = x.shape[2:]
         bias = x.new_zeros(self.channels[1]) if bias is None else bias.detach().contiguous()
         out = x.new_empty(1, self.channels[1], height, width)
-        _run(REUSE, self.channels, (height, width), self.values, x.contiguous(), bias, out)
+        _run(REUSE, self.channels, (height, width), self.values, x.contiguous(), bias, out, relu)
         return out
 
 
@@ -86,6 +89,9 @@ def is_available() -> bool:
         return False
     expected = F.conv2d(x, weight, bias, padding=1)
     return bool((actual - expected).abs().max() <= ROUNDING * expected.abs().max())
+
+
+_kept = threading.local()
 
 
 class _Size(Structure):
@@ -138,8 +144,13 @@ def _run(
     x: Tensor | None = None,
     bias: Tensor | None = None,
     out: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Call NNPACK; returns its workspace: with ``PRECOMPUTE`` that is the transformed kernel."""
+    """Call NNPACK; returns its workspace: with ``PRECOMPUTE`` that is the transformed kernel.
+
+    With ``REUSE`` it holds a layer's transformed maps, and is kept for the next call of the thread:
+    the system takes longer to hand out so many fresh pages than NNPACK takes to fill them.
+    """
     pointers = [None if t is None else t.data_ptr() for t in (x, kernel, bias, out)]
 
     def call(workspace: Any, length: c_size_t) -> None:
@@ -148,13 +159,17 @@ def _run(
             _Size(size[1], size[0]), _Padding(1, 1, 1, 1), _Size(3, 3), _Size(1, 1),
             *pointers,
             workspace, ctypes.byref(length),
-            IDENTITY, None, _threads(torch.get_num_threads(), os.getpid()), None,
+            ACTIVATIONS[relu], None, _threads(torch.get_num_threads(), os.getpid()), None,
         )  # fmt: skip
         if status:
             raise NnpackError(f'NNPACK refused a convolution of {channels} channels: {status}')
 
     length = c_size_t(0)
     call(None, length)  # says how many bytes it needs
-    workspace = torch.empty(length.value, dtype=torch.uint8)  # aligned to 64 bytes by PyTorch
+    workspace = getattr(_kept, 'workspace', None) if strategy == REUSE else None
+    if workspace is None or workspace.numel() < length.value:
+        workspace = torch.empty(length.value, dtype=torch.uint8)  # aligned to 64 bytes by PyTorch
+        if strategy == REUSE:
+            _kept.workspace = workspace
     call(workspace.data_ptr(), length)
     return workspace

@@ -21,9 +21,9 @@ from mmseg_repvgg.reparam.dilation import (
     Layers,
     SubMapConv2d,
     SubMapSequential,
-    run_on_mosaic,
     run_on_sub_maps,
 )
+from mmseg_repvgg.reparam.mosaic import best_columns, run_on_mosaic
 
 SMALLEST = 12 * 12
 """Pixels of a map below which it does not pay."""
@@ -60,6 +60,7 @@ def winograd_conv2d(
     bias: Tensor | None,
     groups: int = 1,
     kernels: Sequence[nnpack.TransformedKernel] | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """A 3x3 conv of stride 1 and padding 1 by Winograd.
 
@@ -69,30 +70,29 @@ def winograd_conv2d(
         bias: (C_out,) or None.
         groups: Of the conv.
         kernels: The weight of each group, transformed; None: it is transformed here.
+        relu: Whether a ReLU follows.
 
     Returns:
         (N, C_out, H, W).
     """
     biases = [None] * groups if bias is None else bias.chunk(groups)
     weights = weight.chunk(groups) if kernels is None else kernels
-    # one by one: NNPACK's code for batches is slower than PyTorch's convs
-    images = [
-        _joined(
-            [
-                _convolve(*part)
-                for part in zip(image.chunk(groups, 1), weights, biases, strict=True)
-            ],
-            1,
-        )
-        for image in x.split(1)
-    ]
-    return _joined(images, 0)
+    parts = list(zip(weights, biases, strict=True))
+    images = []
+    for image in x.split(1):  # NNPACK's code for batches is slower than PyTorch's convs
+        maps = [
+            _convolve(group, weight, bias, relu)
+            for group, (weight, bias) in zip(image.chunk(groups, dim=1), parts, strict=True)
+        ]
+        images.append(_joined(maps, dim=1))
+    return _joined(images, dim=0)
 
 
-def _convolve(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Any, bias: Tensor | None, relu: bool) -> Tensor:
     if isinstance(weight, nnpack.TransformedKernel):
-        return weight.convolve(x, bias)
-    return torch._nnpack_spatial_convolution(x, weight, bias, 1)
+        return weight.convolve(x, bias, relu)
+    out = torch._nnpack_spatial_convolution(x, weight, bias, 1)
+    return out.relu_() if relu else out
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -107,6 +107,7 @@ class KernelKeeper(nn.Conv2d):
     """
 
     keeps_kernels = False
+    relu = False  # whether it is part of this conv
     _kept: tuple[Any, list[nnpack.TransformedKernel]] | None = None
 
     def by_winograd(self, x: Tensor) -> Tensor:
@@ -114,9 +115,10 @@ class KernelKeeper(nn.Conv2d):
         keeps = self.keeps_kernels and not self.weight.is_inference()  # those have no version
         smallest = SMALLEST if keeps else SMALLEST_EACH_CALL
         if x.shape[2] * x.shape[3] < smallest or not runs_here(x, self.weight):
-            return nn.Conv2d.forward(self, x)
+            out = nn.Conv2d.forward(self, x)
+            return out.relu() if self.relu else out
         kernels = self._kernels() if keeps else None
-        return winograd_conv2d(x, self.weight, self.bias, self.groups, kernels)
+        return winograd_conv2d(x, self.weight, self.bias, self.groups, kernels, self.relu)
 
     def _kernels(self) -> list[nnpack.TransformedKernel]:
         """The transformed kernel of each group."""
@@ -181,7 +183,17 @@ def use_winograd(model: nn.Module) -> int:
             room -= nnpack.transformed_bytes(module.weight)
             module.keeps_kernels = room >= 0
             count += 1
+    for module in model.modules():
+        _absorb_relu(module)
     return count
+
+
+def _absorb_relu(block: Any) -> None:
+    """Let the conv of a fused RepVGG block do the ReLU after it: one pass over the map less."""
+    conv = getattr(block, 'branch_reparam', None)
+    has_relu = type(getattr(block, 'act', None)) is nn.ReLU and block.se_layer is None
+    if isinstance(conv, KernelKeeper) and has_relu:
+        conv.relu, block.act = True, nn.Identity()
 
 
 _WINOGRAD: dict[type[nn.Module], type[nn.Module]] = {
@@ -211,5 +223,6 @@ def _is_rewritable(conv: nn.Module) -> bool:
 
 def _run(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     """One large map is transformed faster than a batch of small ones."""
-    arrange = run_on_mosaic if runs_here(x, x) else run_on_sub_maps
-    return arrange(layers, x, dilation)
+    if not runs_here(x, x):
+        return run_on_sub_maps(layers, x, dilation)
+    return run_on_mosaic(layers, x, dilation, best_columns(x.shape[2:], dilation, nnpack.TILE))

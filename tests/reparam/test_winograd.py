@@ -10,7 +10,8 @@ from torch import nn
 
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy, nnpack, winograd
-from mmseg_repvgg.reparam.dilation import from_mosaic, run_on_mosaic, to_mosaic, to_sub_maps
+from mmseg_repvgg.reparam.dilation import to_sub_maps
+from mmseg_repvgg.reparam.mosaic import best_columns, from_mosaic, run_on_mosaic, to_mosaic
 from mmseg_repvgg.reparam.winograd import use_winograd, winograd_conv2d
 from tests.common import TINY, randomise_batchnorms
 
@@ -67,21 +68,39 @@ def test_a_mosaic_by_hand():
         [0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0],
     ]
-    assert to_mosaic(x, 2)[0, 0].tolist() == expected
+    assert to_mosaic(x, 2, 2)[0, 0].tolist() == expected
+    column = [*(row[:3] for row in expected[:3]), *(row[3:] for row in expected[:3])]
+    column += [*(row[:3] for row in expected[3:]), *(row[3:] for row in expected[3:])]
+    assert to_mosaic(x, 2, 1)[0, 0].tolist() == column
+    row = [[p for k in range(4) for p in column[3 * k + r]] for r in range(3)]
+    assert to_mosaic(x, 2, 4)[0, 0].tolist() == row
+    with pytest.raises(ValueError, match='columns=3 must be 1, 2 or 4'):
+        to_mosaic(x, 2, 3)
     for step, size in ((2, (7, 10)), (3, (9, 11)), (4, (5, 4))):
         x = torch.randn(2, 3, *size)
-        mosaic, maps = to_mosaic(x, step), to_sub_maps(x, step).unflatten(0, (step, step, 2))
+        mosaic, maps = to_mosaic(x, step, step), to_sub_maps(x, step).unflatten(0, (step, step, 2))
         h, w = maps.shape[-2:]
         for i in range(step):
             for j in range(step):
                 rows, columns = slice(i * (h + 1), i * (h + 1) + h), slice(j * (w + 1), None)
                 assert torch.equal(mosaic[:, :, rows, columns][..., :w], maps[i, j])
-        assert torch.equal(from_mosaic(mosaic, step, size), x)
+        for columns in (1, step, step**2):
+            mosaic = to_mosaic(x, step, columns)
+            assert torch.equal(from_mosaic(mosaic, step, columns, size), x)
+
+
+def test_the_columns_that_take_the_fewest_tiles():
+    # sub-maps of 45 x 45 and their zeros: 2 x 46 is 16 tiles of 6, 4 x 46 is 31, 46 is 8
+    assert best_columns((90, 90), 2, 6) == 1  # 31 * 8 < 16 * 16
+    assert best_columns((60, 80), 2, 6) == 1  # 21 * 7 < 11 * 14 < 6 * 28
+    assert best_columns((61, 59), 4, 6) == 16  # 17 x 16 each: 3 * 43 < 12 * 11
+    assert best_columns((90, 90), 4, 6) == 4  # 96 x 96: 256; 4 x 64: 256
 
 
 @pytest.mark.parametrize('size', [(9, 9), (8, 8), (7, 12), (3, 2)])
 @pytest.mark.parametrize('step', [2, 3, 4])
-def test_a_run_on_a_mosaic_equals_the_dilated_run(size, step):
+@pytest.mark.parametrize('columns', [0, 1, 2], ids=['one', 'as rows', 'all'])
+def test_a_run_on_a_mosaic_equals_the_dilated_run(size, step, columns):
     torch.manual_seed(0)
     convs = [nn.Conv2d(4, 4, 3, padding=1).double() for _ in range(3)]
     layers = [nn.Sequential(conv, nn.ReLU()) for conv in convs]
@@ -89,7 +108,7 @@ def test_a_run_on_a_mosaic_equals_the_dilated_run(size, step):
     expected = x
     for conv in convs:
         expected = F.conv2d(expected, conv.weight, conv.bias, 1, step, step).relu()
-    assert (run_on_mosaic(layers, x, step) - expected).abs().max() < 1e-12
+    assert (run_on_mosaic(layers, x, step, step**columns) - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize('batch', [1, 2])
@@ -112,7 +131,7 @@ def test_a_backbone_goes_by_winograd_and_gives_the_same(monkeypatch, arch, batch
     assert calls[-2] == (batch, 32, 30, 32)  # sub-maps of 14 x 15 of two runs, side by side
     assert calls[-1] == (batch, 32, 32, 36)
     # negative control: without the zeros between the sub-maps it is another network
-    monkeypatch.setattr(winograd, 'run_on_mosaic', lambda layers, y, step: _unseparated(layers, y))
+    monkeypatch.setattr(winograd, 'run_on_mosaic', lambda layers, y, *_: _unseparated(layers, y))
     with torch.no_grad():
         wrong, right = fast(x)[-1], model(x)[-1]
     assert (wrong - right).abs().max() > 1e-2 * right.abs().max()
@@ -164,7 +183,7 @@ def test_twice_is_once_and_single_dilated_convs_are_found(monkeypatch):
     calls = calls_of(monkeypatch)
     for size in ((60, 60), (61, 59)):
         assert compare(model, fast, torch.randn(1, 4, *size)).max_rel < ROUNDING
-    assert calls == [(1, 4, 64, 64), (1, 4, 68, 64)]
+    assert calls == [(1, 4, 64, 64), (1, 4, 17, 256)]
 
 
 class Kept:
