@@ -3,6 +3,7 @@
 STACK ?= openmmlab
 VENV ?= .venv
 PYTHON3 ?= python3
+CONSTRAINTS ?= constraints.txt
 # Two processes of one thread each (tests/conftest.py) took 0.5 to 0.6 of the time of one process with two threads.
 PYTEST_ARGS ?= -n 2
 
@@ -29,7 +30,7 @@ RUN := STACK=$(STACK) MPLBACKEND=Agg PYTHONPATH="$(PYTHONPATH_$(STACK))" "$(PYTH
 
 # A stamp is written last, so that an interrupted set-up is taken up again, and carries a checksum of what it was made
 # from: a clone or a branch switch that only changes file times installs nothing.
-KEY := $(shell cat setup.py constraints.txt | cksum | cut -d ' ' -f 1)
+KEY := $(shell cat setup.py $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
 STAMP_openmmlab := $(VENV)/.ready-openmmlab-$(KEY)
 STAMP_onedl := $(VENV)/.ready-onedl-$(KEY)
 READY := $(STAMP_$(STACK))
@@ -45,6 +46,7 @@ help: ## list the targets
 	@echo "  STACK=openmmlab|onedl   package family (now: $(STACK))"
 	@echo "  VENV=path               virtual environment (now: $(VENV))"
 	@echo "  PYTHON3=path            Python >= 3.10 the environment is made with (now: $(PYTHON3))"
+	@echo "  CONSTRAINTS=path        versions that are installed, another VENV for others (now: $(CONSTRAINTS))"
 	@echo "  PYTEST_ARGS='...'       arguments for pytest, as -k fuse (now: $(PYTEST_ARGS))"
 
 setup: $(READY) ## create the environment and install what STACK needs; free when nothing changed
@@ -100,14 +102,14 @@ $(STAMP_openmmlab): $(PYTHON)
 	@echo "Installing into $(VENV): PyTorch, the openmmlab family, runtimes, development tools (6 GB and minutes the first time)"
 	@"$(PYTHON)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m ensurepip --upgrade
 	@for info in "$(VENV)"/lib/python3*/site-packages/*.dist-info; do [ -e "$$info/INSTALLER" ] || rm -rf "$$info"; done
-	@$(PIP) install --quiet -c constraints.txt -e '.[openmmlab,dev,deploy]'
+	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,deploy]'
 	@rm -f "$(VENV)"/.ready-openmmlab-* && touch "$@"
 
 # --no-deps, because a dependency that came along would hide the environment's; what is missing there pip check names.
 $(STAMP_onedl): $(STAMP_openmmlab)
 	@echo "Installing the onedl family into $(VENV)/stack-onedl"
 	@rm -rf "$(ONEDL_DIR)" "$(ONEDL_DIR).part"
-	@$(PIP) install --quiet --no-deps --target "$(ONEDL_DIR).part" $$(grep -o '^onedl-[^ ]*' constraints.txt)
+	@$(PIP) install --quiet --no-deps --target "$(ONEDL_DIR).part" $$(grep -o '^onedl-[^ ]*' $(CONSTRAINTS))
 	@mv "$(ONEDL_DIR).part" "$(ONEDL_DIR)"
 	@if PYTHONPATH="$(ONEDL_DIR)" $(PIP) check | grep '^onedl-'; then \
 	echo "error: $(VENV) lacks what onedl requires (above): 'make distclean' and set up anew, or add it to setup.py" >&2; \

@@ -54,13 +54,17 @@ def register() -> None:
     """Let mmengine read checkpoints safely, and put models and hooks into its registries.
 
     Raises:
-        ImportError: If mmengine, mmcv or PyTorch is not installed.
+        ImportError: If mmengine, mmcv or PyTorch is not installed, or does not load.
     """
-    from mmseg_repvgg import compat
+    try:
+        from mmseg_repvgg import compat
 
-    compat.install()
-    for name in ('models', 'engine'):
-        importlib.import_module(f'{PACKAGE}.{name}')
+        compat.install()
+        for name in ('models', 'engine'):
+            importlib.import_module(f'{PACKAGE}.{name}')
+    except ImportError as error:
+        text = f'{error}. python -m mmseg_repvgg.doctor says what mends it'
+        raise type(error)(text, name=error.name, path=error.path) from error
 
 
 class Watch(MetaPathFinder):
@@ -114,8 +118,5 @@ class Watch(MetaPathFinder):
             try:
                 register()
             except ImportError as error:
-                text = (
-                    f'mmseg_repvgg has registered nothing with mmengine: {error}. '
-                    'python -m mmseg_repvgg.doctor says what mends it'
-                )
+                text = f'mmseg_repvgg has registered nothing with mmengine: {error}'
                 warnings.warn(text, RuntimeWarning, stacklevel=2)

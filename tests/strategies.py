@@ -10,6 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.models import DilatedRepVGG
+from mmseg_repvgg.models.arch import ARCHS
+from mmseg_repvgg.reparam import REWRITES
 from tests.common import randomise_batchnorms
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32, torch.float64])
@@ -42,6 +44,28 @@ def backbone_settings(draw: st.DrawFn, squeeze: bool = True) -> dict[str, Any]:
         dilations=[draw(dilation | st.lists(dilation, min_size=n, max_size=n)) for n in depths],
         out_indices=list(range(stages)),
     )
+
+
+@st.composite
+def architecture_rows(draw: st.DrawFn) -> dict[str, Any]:
+    """A row of ARCHS at an eighth of its width, strides and dilations, rewrites to apply."""
+    name = draw(st.sampled_from(list(ARCHS)))
+    row = ARCHS[name]
+    arch = dict(
+        num_blocks=row.num_blocks,
+        width_factor=[factor / 8 for factor in row.width_factor],
+        group_layer_map=row.group_layer_map,
+        se_cfg=row.se_cfg and dict(row.se_cfg, ratio=4),  # of 20 channels a 16th is 1
+        stem_channels=row.stem_channels,
+    )
+    rewrites = draw(st.sampled_from([['branches'], ['branches', 'dilation'], list(REWRITES)]))
+    settings = dict(
+        arch=arch,
+        strides=(2, 2, *draw(st.sampled_from([(2, 2), (1, 1), (2, 1)]))),
+        dilations=(1, 1, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 4]))),
+        out_indices=(0, 1, 2, 3),
+    )
+    return dict(name=name, settings=settings, rewrites=rewrites)
 
 
 def build_backbone(settings: dict[str, Any], seed: int, dtype: torch.dtype) -> DilatedRepVGG:

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.engine import launch
 from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock, precision
 from mmseg_repvgg.reparam import compare, deployed_copy
 from mmseg_repvgg.reparam.equivalence import TOLERANCES
-from tests.common import TINY, randomise_batchnorms, segmentor_cfg
+from tests.common import TINY, randomise_batchnorms, runner_cfg, segmentor_cfg
 
 HALF = torch.bfloat16
 
@@ -121,6 +125,108 @@ def test_a_fused_half_precision_model_is_equal(segmentor, rewrites):
     assert 0 < compare(model, fused, x).max_rel < TOLERANCES[HALF]
     fused.backbone.stage_2[0].branch_reparam.weight.data.neg_()  # negative control
     assert compare(model, fused, x).max_rel > TOLERANCES[HALF]
+
+
+# In mmengine's Runner: --amp, and validation under autocast with the deploy hook.
+
+
+@HOOKS.register_module(force=True)
+class Dtypes(Hook):
+    """Notes the dtype in which the stem of what is trained and evaluated computes."""
+
+    priority = 'LOW'  # after the deploy hook
+
+    def __init__(self):
+        self.seen = {'train': set(), 'val': set()}
+
+    def _watch(self, runner, mode):
+        def note(module, inputs, output):
+            if module.training == (mode == 'train'):  # not while both forms are compared
+                self.seen[mode].add(output.dtype)
+
+        runner.model.backbone.stem.register_forward_hook(note)
+
+    def before_train(self, runner):
+        self._watch(runner, 'train')
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx == 0:
+            self._watch(runner, 'val')
+
+
+def amp_cfg(scenes, folder, **changes):
+    hooks = [dict(type='RepVGGDeployHook'), dict(type='Dtypes')]
+    cfg = runner_cfg(scenes, folder, custom_hooks=hooks, experiment_name=folder.name)
+    cfg.merge_from_dict({'optim_wrapper.accumulative_counts': 2, **changes})
+    return cfg
+
+
+def losses_of(runner):
+    return runner.message_hub.get_scalar('train/loss').data[0]
+
+
+def dtypes_of(runner):
+    return next(h for h in runner.hooks if isinstance(h, Dtypes)).seen
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='of training without a GPU')
+def test_amp_trains_and_evaluates_in_bfloat16_on_the_cpu(scenes, tmp_path):
+    runner = launch.train(amp_cfg(scenes, tmp_path / 'half', **{'val_cfg.fp16': True}), amp=True)
+    assert dtypes_of(runner) == {'train': {HALF}, 'val': {HALF}}
+    plain = launch.train(amp_cfg(scenes, tmp_path / 'full'))
+    assert dtypes_of(plain) == {'train': {torch.float32}, 'val': {torch.float32}}
+    assert losses_of(runner) == pytest.approx(losses_of(plain), rel=0.02)
+    assert (losses_of(runner) != losses_of(plain)).any()
+    saved = [
+        torch.load(tmp_path / name / 'iter_4.pth', weights_only=False) for name in ('half', 'full')
+    ]
+    assert saved[0]['state_dict'].keys() == saved[1]['state_dict'].keys()
+    assert {t.dtype for t in saved[0]['state_dict'].values()} == {torch.float32, torch.int64}
+    assert saved[0]['optimizer'].keys() == saved[1]['optimizer'].keys()
+
+    # either is resumed as the other; and what a GPU saved, with its loss scale
+    saved[0]['optimizer']['loss_scaler'] = dict(scale=65536.0)
+    torch.save(saved[0], tmp_path / 'gpu.pth')
+    for source, amp in (('half/iter_4.pth', False), ('full/iter_4.pth', True), ('gpu.pth', True)):
+        cfg = amp_cfg(scenes, tmp_path / f'more {source[:4]}', **{'train_cfg.max_iters': 5})
+        more = launch.train(cfg, resume=str(tmp_path / source), amp=amp)
+        assert more.iter == 5
+        assert dtypes_of(more)['train'] == {HALF if amp else torch.float32}
+
+
+@pytest.mark.skipif(get_device() != 'cpu', reason='of training without a GPU')
+def test_amp_settings_that_need_a_gpu_are_named(scenes, tmp_path):
+    gpu = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 512.0}
+    with pytest.raises(
+        ValueError, match=r'AmpOptimWrapper, which needs a GPU; on the CPU add --am'
+    ):
+        launch.train(amp_cfg(scenes, tmp_path / 'a', **gpu))
+    half = gpu | {'optim_wrapper.dtype': 'float16'}
+    with pytest.raises(ValueError, match=r"dtype='float16' needs a GPU.*mmseg_repvgg.doctor says"):
+        launch.train(amp_cfg(scenes, tmp_path / 'b', **half), amp=True)
+    other = {'optim_wrapper.type': 'DeepSpeedOptimWrapper'}
+    with pytest.raises(ValueError, match="cannot be combined with optim_wrapper 'DeepSpeed"):
+        launch.train(amp_cfg(scenes, tmp_path / 'c', **other), amp=True)
+    # with --amp the same config trains, in bfloat16 and without a loss scale
+    short = {'train_cfg.max_iters': 1}
+    runner = launch.train(amp_cfg(scenes, tmp_path / 'd', **gpu, **short), amp=True)
+    assert type(runner.optim_wrapper).__name__ == 'CpuAmpOptimWrapper'
+    assert dtypes_of(runner)['train'] == {HALF}
+
+
+def test_a_half_precision_checkpoint_is_fused_through_float64(scenes, tmp_path):
+    """What deploy_fuse writes of float16 weights is their exact kernel, rounded once."""
+    init_default_scope('mmseg')
+    cfg = runner_cfg(scenes, tmp_path / 'work')
+    model = randomise_batchnorms(MODELS.build(cfg.model)).half()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'half.pth')
+    fuse_checkpoint(cfg, tmp_path / 'half.pth', tmp_path / 'fused.pth', num_images=0)
+    fused = torch.load(tmp_path / 'fused.pth', weights_only=True)['state_dict']
+    block = model.backbone.stage_1[1]
+    exact, rounded = by_hand(block, torch.float64), by_hand(block, torch.float16)
+    found = fused['backbone.stage_1.1.branch_reparam.weight']
+    assert torch.equal(found, exact.to(found.dtype))
+    assert not torch.equal(found, rounded.to(found.dtype))  # negative control
 
 
 # Where half precision is slow.

@@ -5,6 +5,7 @@ a slow one five times as large. Every equality has its negative control.
 """
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,15 @@ from mmseg_repvgg.checkpoint import read_checkpoint, state_dict_of, write_checkp
 from mmseg_repvgg.checkpoint.loading import load_backbone
 from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
 from mmseg_repvgg.models import DilatedRepVGG
-from mmseg_repvgg.reparam import apply_rewrites, compare, deployed_copy
+from mmseg_repvgg.models.arch import ARCHS
+from mmseg_repvgg.reparam import REWRITES, apply_rewrites, compare, deployed_copy, winograd
 from mmseg_repvgg.reparam.equivalence import tolerance_of
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
 from tests.strategies import (
     DTYPES,
     SEEDS,
     SIDES,
+    architecture_rows,
     backbone_settings,
     build_backbone,
     conv_bn_chains,
@@ -38,9 +41,19 @@ EXACT = 1e-10  # relative, float64
 
 
 def look(examples: int, check: Callable[..., None], **drawn: st.SearchStrategy) -> None:
-    """Call ``check`` with that many examples."""
+    """Call ``check`` with that many examples; ``pytest -rP`` shows how many there were."""
+    run = 0
+
+    @functools.wraps(check)
+    def counted(**values):
+        nonlocal run
+        check(**values)
+        run += 1
+
     quiet = settings(max_examples=examples, suppress_health_check=list(HealthCheck))
-    quiet(given(**drawn)(check))()
+    quiet(given(**drawn)(counted))()
+    print(f'{run} examples')
+    assert run >= examples, run
 
 
 def halved(length: int, strides: list[int]) -> list[int]:
@@ -104,6 +117,72 @@ def test_branches_and_dilation_are_equal(share):
 
     drawn = dict(config=backbone_settings(), size=st.tuples(SIDES, SIDES), seed=SEEDS, dtype=DTYPES)
     look(150 * share, check, **drawn)
+
+
+@SHARES
+def test_every_architecture_is_equal(share):
+    """The rows of the table: their depths, groups and squeezing, at an eighth of the width."""
+
+    def check(row, size, dtype, seed):
+        arch = ARCHS[row['name']]
+        model = build_backbone(row['settings'], seed, dtype)
+        assert [len(stage) for stage in model.stages] == list(arch.num_blocks)
+        blocks = [model.stem, *[block for stage in model.stages for block in stage]]
+        assert [b.groups for b in blocks] == [arch.groups(layer) for layer in range(len(blocks))]
+        state = {name: t.clone() for name, t in model.state_dict().items()}
+        x = torch.randn(1, 3, *size, dtype=dtype)
+        deployed, counts = deployed_copy(model, row['rewrites'])
+        assert counts['branches'] == len(blocks)
+        assert compare(model, deployed, x).max_rel <= tolerance_of(model)
+        assert_same(model.state_dict(), state)  # the model itself is left
+
+    look(
+        25 * share,
+        check,
+        row=architecture_rows(),
+        size=st.tuples(SIDES, SIDES),
+        dtype=st.sampled_from([torch.float32, torch.float64]),
+        seed=SEEDS,
+    )
+
+
+@pytest.mark.skipif(not winograd.is_available(), reason='PyTorch without NNPACK')
+@SHARES
+def test_winograd_is_equal(share):
+    """On maps of a size that it takes, in runs of dilated convs as well."""
+    taken = []
+
+    def check(channels, groups, dilation, depth, size, batch, seed):
+        torch.manual_seed(seed)
+        convs = [
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups)
+            for _ in range(depth)
+        ]
+        chain = nn.Sequential(*[layer for conv in convs for layer in (conv, nn.ReLU())]).eval()
+        names = ['dilation', 'winograd'] if dilation > 1 else ['winograd']
+        fast, counts = deployed_copy(chain, names)
+        taken.append(counts['winograd'])
+        x = torch.randn(batch, channels, *size)
+        exact = copy.deepcopy(chain).double()(x.double())
+        with torch.no_grad():
+            found = fast(x)
+            assert (found - exact).abs().max() <= 1e-4 * exact.abs().max()
+            last = next(m for m in reversed(list(fast.modules())) if isinstance(m, nn.Conv2d))
+            last.weight.data = last.weight.data.flip(3)  # negative control
+            assert (fast(x) - exact).abs().max() > 1e-3 * exact.abs().max()
+
+    look(
+        40 * share,
+        check,
+        channels=st.sampled_from([8, 16]),
+        groups=st.sampled_from([1, 2, 4]),
+        dilation=st.integers(1, 4),
+        depth=st.integers(1, 3),
+        size=st.tuples(st.integers(24, 49), st.integers(24, 49)),
+        batch=st.integers(1, 2),
+        seed=SEEDS,
+    )
+    assert min(taken) > 0
 
 
 @SHARES
@@ -178,9 +257,7 @@ def test_all_rewrites_of_a_segmentor_are_equal(share):
         size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
         seed=SEEDS,
         dtype=st.sampled_from([torch.float32, torch.float64]),
-        names=st.sets(
-            st.sampled_from(['branches', 'batchnorm', 'dilation', 'pyramid']), min_size=1
-        ),
+        names=st.sets(st.sampled_from(list(REWRITES)), min_size=1),
     )
 
 

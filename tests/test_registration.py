@@ -153,6 +153,8 @@ print(json.dumps([loader, hasattr(mmseg_repvgg, 'nothing'), *texts]))
     assert warning.startswith('mmseg_repvgg has registered nothing with mmengine: ')
     assert 'mmcv' in warning
     assert 'mmcv' in error
+    for text in (warning, error):
+        assert text.endswith('. python -m mmseg_repvgg.doctor says what mends it')
 
 
 def test_what_a_service_imports_is_light():

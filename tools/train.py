@@ -22,7 +22,11 @@ def main() -> None:
         metavar='CHECKPOINT',
         help='resume from CHECKPOINT, or from the last one in the work folder',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on the CPU',
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )

@@ -100,7 +100,8 @@ def _installed(runtimes: Sequence[str] | None) -> list[str]:
             raise ValueError(f'unknown runtime {runtime!r}; choose from {", ".join(RUNTIME_NAMES)}')
         if runtime != 'pytorch' and not is_installed(runtime):
             raise ValueError(
-                f'the runtime {runtime!r} is not installed: pip install "mmseg-repvgg[deploy]"'
+                f'the runtime {runtime!r} is not installed: pip install "mmseg-repvgg[deploy]" '
+                '(python -m mmseg_repvgg.doctor says what there is)'
             )
     if runtimes:
         return list(runtimes)

@@ -50,6 +50,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
         UnsafeCheckpointError: If the pickle in it asks for a function or class that a checkpoint
             does not need. It is named and has not been run.
         CheckpointError: If the file is damaged, or is not a checkpoint at all.
+        OSError: If it cannot be read: no permission, a broken disk.
     """
     file = Path(path).expanduser()
     if not file.exists():
@@ -134,8 +135,7 @@ def _refuse_other_kinds(file: Path) -> None:
     """Raise CheckpointError for what often stands in the place of a checkpoint."""
     if file.is_dir():
         raise _wrong(file, 'a folder', 'Give the file inside it')
-    with file.open('rb') as stream:
-        head = stream.read(512)
+    head = _first_bytes(file, 512)
     if not head:
         raise _wrong(file, 'an empty file', DOWNLOAD_AGAIN)
     if head.startswith(b'version https://git-lfs'):
@@ -147,6 +147,15 @@ def _refuse_other_kinds(file: Path) -> None:
         _refuse_other_zips(file)
     elif all(byte in b'\t\n\f\r' or 32 <= byte < 127 for byte in head):
         raise _wrong(file, f'text, beginning {head[:40].decode()!r}', DOWNLOAD_AGAIN)
+
+
+def _first_bytes(file: Path, count: int) -> bytes:
+    try:
+        with file.open('rb') as stream:
+            return stream.read(count)
+    except OSError as error:
+        text = f'{file} cannot be read: {error.strerror or error}. Check that you may read it'
+        raise type(error)(error.errno, text) from error
 
 
 def _refuse_other_zips(file: Path) -> None:

@@ -100,5 +100,6 @@ def _require(*packages: str) -> None:
     if lacking:
         raise RuntimeError(
             f'this format needs {" and ".join(lacking)}: pip install '
-            f"'mmseg-repvgg[deploy]', or that package alone"
+            "'mmseg-repvgg[deploy]', or that package alone (python -m mmseg_repvgg.doctor says "
+            'what there is)'
         )

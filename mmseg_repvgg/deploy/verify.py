@@ -133,7 +133,7 @@ def verify(
     if not matches:
         raise EquivalenceError(
             f'{path} cannot be checked: no runtime that reads it is installed; '
-            "pip install 'mmseg-repvgg[deploy]'"
+            "pip install 'mmseg-repvgg[deploy]' (python -m mmseg_repvgg.doctor says what there is)"
         )
     return matches
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.hooks import Hook
@@ -31,13 +32,14 @@ CHECK_SIZE = 513
 class RepVGGDeployHook(Hook):
     """Validate and test a rewritten copy of the current weights.
 
-    Before a validation or test epoch ``runner.model`` is replaced by a copy in deployed form; after
-    it the very same training model is put back, so that training and checkpoints are bit for bit
-    those without the hook. On the first batch both forms are compared: the numbers of fused places
-    and the largest difference are logged, and past the tolerance the run stops.
+    With the first batch of a validation or test ``runner.model`` is replaced by a copy in deployed
+    form; after the last the very same training model is put back, so that training and checkpoints
+    are bit for bit those without the hook. On that first batch both forms are compared: the numbers
+    of fused places and the largest difference are logged, and past the tolerance the run stops.
 
-    It fires after ``EMAHook`` (whose averaged weights are the ones to evaluate) and gives the model
-    back before ``CheckpointHook`` saves the best one.
+    The copy is made after every ``before_val_epoch``, where ``EMAHook`` puts its averaged weights
+    into the model. The hook's priority is above that of ``EMAHook`` and ``CheckpointHook``: at the
+    end of a validation, and in a checkpoint saved in its midst, they find the training model.
 
     Args:
         rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`); by default those
@@ -51,7 +53,7 @@ class RepVGGDeployHook(Hook):
         RuntimeError: When a fused model is to be trained.
     """
 
-    priority = 'BELOW_NORMAL'
+    priority = 'ABOVE_NORMAL'
 
     def __init__(
         self,
@@ -61,8 +63,8 @@ class RepVGGDeployHook(Hook):
         self.rewrites = None if rewrites is None else check_names(rewrites)
         check_tolerance(tolerance)
         self.tolerance = tolerance
-        self._training_model: nn.Module | None = None
-        self._counts: dict[str, int] = {}
+        # by runner, for one hook may be given to several
+        self._training_models: WeakKeyDictionary[Runner, nn.Module] = WeakKeyDictionary()
 
     def before_train(self, runner: Runner) -> None:
         """Refuse to train a fused model, or one that the first validation could not fuse."""
@@ -71,21 +73,15 @@ class RepVGGDeployHook(Hook):
         if self.rewrites is None or 'branches' in self.rewrites:
             fusible_blocks(runner.model)
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Put the deployed copy in place."""
-        self._deploy(runner)
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Put the deployed copy in place."""
-        self._deploy(runner)
-
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Compare both forms on the first batch."""
-        self._check(runner, batch_idx, data_batch)
+        """Put the deployed copy in place with the first batch, and compare both forms."""
+        if runner not in self._training_models:
+            self._deploy(runner, data_batch)
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Compare both forms on the first batch."""
-        self._check(runner, batch_idx, data_batch)
+        """Put the deployed copy in place with the first batch, and compare both forms."""
+        if runner not in self._training_models:
+            self._deploy(runner, data_batch)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Put the training model back."""
@@ -99,31 +95,36 @@ class RepVGGDeployHook(Hook):
         """Put the training model back if an evaluation was left by an exception."""
         self._restore(runner)
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """As before a training epoch."""
+        self._restore(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """As before a training epoch."""
+        self._restore(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what is saved during an evaluation in training form."""
-        if self._training_model is not None:
-            checkpoint['state_dict'] = {
-                name: tensor.cpu()
-                for name, tensor in _unwrap(self._training_model).state_dict().items()
-            }
+        model = self._training_models.get(runner)
+        if model is not None:
+            state = _unwrap(model).state_dict()
+            checkpoint['state_dict'] = {name: tensor.cpu() for name, tensor in state.items()}
 
-    def _deploy(self, runner: Runner) -> None:
-        self._restore(runner)
-        deployed, self._counts = deployed_copy(_unwrap(runner.model), self.rewrites)
-        self._training_model, runner.model = runner.model, deployed
-
-    def _restore(self, runner: Runner) -> None:
-        if self._training_model is not None:
-            runner.model, self._training_model = self._training_model, None
-
-    def _check(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
-        if batch_idx > 0 or self._training_model is None:
-            return
-        before, after = (_without_tta(_unwrap(m)) for m in (self._training_model, runner.model))
+    def _deploy(self, runner: Runner, data_batch: Any) -> None:
+        deployed, counts = deployed_copy(_unwrap(runner.model), self.rewrites)
+        self._training_models[runner], runner.model = runner.model, deployed
+        before, after = (
+            _without_tta(_unwrap(m)) for m in (self._training_models[runner], deployed)
+        )
         found = compare(before, after, _first_image(before, data_batch))
         tolerance = tolerance_of(before) if self.tolerance is None else self.tolerance
         require_equal(found, tolerance, 'RepVGGDeployHook')
-        runner.logger.info(f'Evaluating the deployed form: {describe(self._counts)}; {found}')
+        runner.logger.info(f'Evaluating the deployed form: {describe(counts)}; {found}')
+
+    def _restore(self, runner: Runner) -> None:
+        model = self._training_models.pop(runner, None)
+        if model is not None:
+            runner.model = model
 
 
 def _unwrap(model: Any) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -57,7 +58,7 @@ def train(
         work_dir: Where logs and checkpoints go; by default the config's, or
             ``work_dirs/<config name>``.
         resume: True: from the last checkpoint in the work folder, if any; a path: from that file.
-        amp: Automatic mixed precision.
+        amp: Automatic mixed precision: float16 on a GPU, bfloat16 on the CPU.
         launcher: One of :data:`LAUNCHERS`.
 
     Returns:
@@ -77,6 +78,7 @@ def train(
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if amp:
         _use_amp(cfg)
+    _check_amp(cfg)
     cfg.resume = bool(resume)
     if isinstance(resume, str):
         cfg.load_from = resume
@@ -176,15 +178,33 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 
 def _use_amp(cfg: Config) -> None:
-    if not torch.cuda.is_available():
+    """Wrap the optimizer for mixed precision: float16 on a GPU, bfloat16 on the CPU."""
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
+        raise ValueError(f'--amp cannot be combined with optim_wrapper {kind!r}')
+    if get_device() != 'cpu':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    if wrapper.get('dtype') not in (None, 'bfloat16'):
         raise ValueError(
-            "--amp needs a GPU: mmengine's AmpOptimWrapper does not run on CPU; leave --amp out "
+            f'--amp on the CPU computes in bfloat16, optim_wrapper.dtype={wrapper.dtype!r} needs a '
+            'GPU; leave dtype out (python -m mmseg_repvgg.doctor says what PyTorch sees)'
+        )
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of AmpOptimWrapper
+        wrapper.pop(key, None)
+    wrapper.type = 'CpuAmpOptimWrapper'
+
+
+def _check_amp(cfg: Config) -> None:
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if kind == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ValueError(
+            'the optim_wrapper of the config is AmpOptimWrapper, which needs a GPU; on the CPU add '
+            '--amp, for bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper, for float32 '
             '(python -m mmseg_repvgg.doctor says what PyTorch sees)'
         )
-    if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f'--amp cannot be combined with optim_wrapper {cfg.optim_wrapper.type!r}')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

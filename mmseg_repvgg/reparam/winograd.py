@@ -168,7 +168,7 @@ def use_winograd(model: nn.Module) -> int:
     if not is_available():
         warnings.warn(
             "the rewrite 'winograd' has no effect here: this PyTorch has no NNPACK, or it does not "
-            'know this processor',
+            'know this processor (python -m mmseg_repvgg.doctor names PyTorch and machine)',
             stacklevel=2,
         )
     count, room = 0, _room()

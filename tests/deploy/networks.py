@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,31 @@ from mmseg_repvgg.deploy.exported import ExportedInfo
 # mmseg's, for RGB
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
+INFO = dict(
+    format='onnx',
+    size=(8, 12),
+    dynamic_batch=True,
+    preprocessing_inside=True,
+    argmax_inside=False,
+    mean=MEAN,
+    std=STD,
+    to_rgb=True,
+    classes=('blue', 'green', 'red'),
+    palette=((0, 0, 255), (0, 255, 0), (200, 0, 0)),
+    stride=None,
+    rewrites=(),
+    source_sha256='0' * 64,
+    version='0',
+)
+
+
+def described(folder: Path, **info) -> Path:
+    """A file that is no model, with the description of one beside it."""
+    path = folder / 'model.bin'
+    path.write_bytes(b'no model')
+    ExportedInfo(**{**INFO, **info}).write(path)
+    return path
+
 
 class FakeNetwork:
     """Calls ``function`` on (N, 3, h, w) and keeps what it was called with."""
@@ -18,23 +44,7 @@ class FakeNetwork:
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], **info) -> None:
         self.function = function
         self.inputs: list[np.ndarray] = []
-        values = dict(
-            format='onnx',
-            size=(8, 12),
-            dynamic_batch=True,
-            preprocessing_inside=True,
-            argmax_inside=False,
-            mean=MEAN,
-            std=STD,
-            to_rgb=True,
-            classes=('blue', 'green', 'red'),
-            palette=((0, 0, 255), (0, 255, 0), (200, 0, 0)),
-            stride=None,
-            rewrites=(),
-            source_sha256='0' * 64,
-            version='0',
-        )
-        self.info = ExportedInfo(**{**values, **info})
+        self.info = ExportedInfo(**{**INFO, **info})
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.float32

@@ -11,23 +11,10 @@ from mmseg_repvgg.deploy import runtimes
 from mmseg_repvgg.deploy.exported import ExportedInfo
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
 from mmseg_repvgg.deploy.runtimes.base import Runtime
+from tests.deploy import networks
+from tests.deploy.networks import described
 
-INFO = ExportedInfo(
-    format='onnx',
-    size=(4, 6),
-    dynamic_batch=False,
-    preprocessing_inside=False,
-    argmax_inside=False,
-    mean=(0, 0, 0),
-    std=(1, 1, 1),
-    to_rgb=True,
-    classes=('a', 'b'),
-    palette=((0, 0, 0), (1, 1, 1)),
-    stride=None,
-    rewrites=(),
-    source_sha256='',
-    version='',
-)
+INFO = ExportedInfo(**{**networks.INFO, 'size': (4, 6), 'dynamic_batch': False})
 
 
 class Counting(Runtime):
@@ -36,13 +23,6 @@ class Counting(Runtime):
     def run(self, images):
         self.batches = [*getattr(self, 'batches', []), len(images)]
         return images
-
-
-def model_file(tmp_path, **changes):
-    path = tmp_path / 'model.bin'
-    path.write_bytes(b'no model')
-    replace(INFO, **changes).write(path)
-    return path
 
 
 @pytest.mark.parametrize(('dynamic', 'batches'), [(False, [1, 1, 1]), (True, [3])])
@@ -67,7 +47,7 @@ def test_a_wrong_dtype_is_named(dtype):
 
 
 def test_a_wrong_choice_is_named(tmp_path, monkeypatch):
-    path = model_file(tmp_path)
+    path = described(tmp_path)
     with pytest.raises(ValueError, match="runtime='tensorflow' is not known; use one of onnxrunt"):
         load_runtime(path, 'tensorflow')
     with pytest.raises(ValueError, match='mnn cannot read .* use onnxruntime or openvino, or exp'):
@@ -77,16 +57,16 @@ def test_a_wrong_choice_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='nowhere.onnx not found'):
         load_runtime(tmp_path / 'nowhere.onnx')
     with pytest.raises(ValueError, match="has the format 'caffe', unknown to this version"):
-        load_runtime(model_file(tmp_path, format='caffe'))
+        load_runtime(described(tmp_path, format='caffe'))
     monkeypatch.setattr(runtimes, 'find_spec', lambda name: None)
-    path = model_file(tmp_path, format='mnn')
+    path = described(tmp_path, format='mnn')
     for runtime in (None, 'mnn'):
         with pytest.raises(RuntimeError, match=r"the package MNN, .* 'mmseg-repvgg\[deploy\]'"):
             load_runtime(path, runtime)
 
 
 def test_the_first_installed_reader_is_the_default(tmp_path, monkeypatch):
-    path = model_file(tmp_path)
+    path = described(tmp_path)
     with pytest.raises(ValueError, match='onnxruntime cannot read'):
         load_runtime(path)
     monkeypatch.setattr(runtimes, 'is_installed', lambda name: name != 'onnxruntime')
@@ -96,13 +76,13 @@ def test_the_first_installed_reader_is_the_default(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('runtime', list(RUNTIMES))
 def test_a_damaged_file_is_named(tmp_path, runtime):
-    path = model_file(tmp_path, format=RUNTIMES[runtime].formats[0])
+    path = described(tmp_path, format=RUNTIMES[runtime].formats[0])
     with pytest.raises(ValueError, match=f'{runtime} cannot read {path}: .*export it again'):
         load_runtime(path, runtime)
 
 
 def test_mnns_option_is_checked(tmp_path):
-    path = model_file(tmp_path, format='mnn')
+    path = described(tmp_path, format='mnn')
     with pytest.raises(ValueError, match=r'winograd_level=7 must be one of \(0, 1, 2, 3\)'):
         load_runtime(path, winograd_level=7)
 

@@ -170,18 +170,6 @@ def test_a_wrong_kernel_stops_the_run_and_the_model_survives(scenes, tmp_path, m
     runner.val()
 
 
-def test_what_is_saved_in_the_midst_of_a_validation_is_in_training_form(scenes, tmp_path):
-    runner = Runner.from_cfg(runner_cfg(scenes, tmp_path))
-    runner.call_hook('before_val_epoch')
-    assert runner.model.backbone.deploy is False  # the backbone itself was not asked
-    assert runner.model.backbone.stem.deploy
-    runner.save_checkpoint(str(tmp_path), 'midst.pth', save_optimizer=False)
-    state = torch.load(tmp_path / 'midst.pth', weights_only=False)['state_dict']
-    assert 'backbone.stem.branch_1x1.conv.weight' in state
-    runner.call_hook('after_val_epoch', metrics={})
-    assert list(state) == list(runner.model.state_dict())
-
-
 def test_training_a_fused_model_and_wrong_settings_are_errors(scenes, tmp_path):
     cfg = runner_cfg(scenes, tmp_path)
     cfg.model.backbone.deploy = True

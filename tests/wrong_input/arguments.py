@@ -4,9 +4,11 @@ from mmseg_repvgg.analysis.timing import time_in_turn
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.engine import LoadCheckHook, RepVGGDeployHook
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.common import TINY
+from tests.deploy.networks import described
 from tests.wrong_input.table import Table
 
 NAN, INF = float('nan'), float('inf')
@@ -98,5 +100,21 @@ for name, call, parts in [
     ('no scenes', lambda g: make_demo_scenes(g.folder, 0, 0), ('num_train=0, num_val=0',)),
     ('no workers', lambda g: make_demo_scenes(g.folder, 1, 1, workers=0), ('workers is 0',)),
     ('nothing to time', lambda g: time_in_turn({}), ('need calls and repeats',)),
+]:  # fmt: skip
+    CASES.add(name, call, ValueError, *parts)
+
+# Runtimes of exported models. For one of another version see tests/deploy/test_runtimes.py.
+
+for name, call, parts in [
+    ('unknown runtime', lambda g: load_runtime(described(g.folder), 'tflite'),
+     ("runtime='tflite' is not known", 'use one of onnxruntime, openvino, mnn, torch')),
+    ('runtime for another format', lambda g: load_runtime(described(g.folder), 'mnn'),
+     ("mnn cannot read", "format 'onnx'", 'use onnxruntime or openvino', 'OUT.mnn')),
+    ('unknown format', lambda g: load_runtime(described(g.folder, format='caffe')),
+     ("has the format 'caffe'", 'knows onnx, openvino, mnn, torch', 'export it again')),
+    ('no threads', lambda g: load_runtime(described(g.folder), threads=0),
+     ('threads=0 must be at least 1',)),
+    ('exported model cut short', lambda g: load_runtime(described(g.folder), 'onnxruntime'),
+     ('onnxruntime cannot read', 'The file is damaged', 'export it again')),
 ]:  # fmt: skip
     CASES.add(name, call, ValueError, *parts)

@@ -3,15 +3,24 @@
 import errno
 import json
 import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mmseg_repvgg.checkpoint import read_checkpoint
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.files import whole_file
-from tests.wrong_input.table import Table
+from tests.wrong_input.table import Given, Table
+
+NOBODY = 65534
+"""The user without rights of most systems."""
 
 CASES = Table()
 
@@ -34,7 +43,7 @@ for name, text in [
 CASES.add('no description', lambda g: ExportedInfo.read(g.file(b'x', 'm.onnx')), FileNotFoundError,
           'm.onnx.json not found', 'keep them together')  # fmt: skip
 
-# Places that cannot be written to. The tests may run as root, to whom permissions do not apply.
+# Places that cannot be written to.
 
 
 def write(path: Path, error: OSError | None = None):
@@ -65,3 +74,52 @@ for name, call, error, parts in [
      FileNotFoundError, ('o.safetensors was not written', 'free space')),
 ]:  # fmt: skip
     CASES.add(name, call, error, *parts)
+
+
+@contextmanager
+def without_permission(given: Given) -> Iterator[Given]:
+    """A folder with a checkpoint in it, in which nothing may be written any more.
+
+    Permissions do not apply to root, as whom the tests may run: then somebody else does it.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, is_root = Path(name), os.geteuid() == 0
+        there = replace(given, folder=folder)
+        there.saved(given.state)
+        there.saved({}, 'secret.pth').chmod(0o000)
+        folder.chmod(0o555)
+        try:
+            if is_root:
+                os.seteuid(NOBODY)
+            yield there
+        finally:
+            if is_root:
+                os.seteuid(0)
+            folder.chmod(0o755)
+
+
+def denied(call: Callable[[Given], object]) -> Callable[[Given], None]:
+    def run(given: Given) -> None:
+        with without_permission(given) as there:
+            call(there)
+
+    return run
+
+
+MAY_WRITE = 'that you may write there'
+for name, call, parts in [
+    ('fused checkpoint where nothing may be written',
+     lambda g: fuse_checkpoint(g.cfg, g.folder / 'x.pth', g.folder / 'f.pth', num_images=0),
+     ('f.pth was not written: Permission denied', *NOT_WRITTEN)),
+    ('folder of a fused checkpoint where nothing may be written',
+     lambda g: fuse_checkpoint(g.cfg, g.folder / 'x.pth', g.folder / 'd' / 'f.pth', num_images=0),
+     ('the folder', 'cannot be made: Permission denied', MAY_WRITE)),
+    ('weights where nothing may be written',
+     lambda g: convert_weights(g.folder / 'x.pth', g.folder / 'o.pth', 'timm'),
+     ('o.pth was not written: Permission denied', *NOT_WRITTEN)),
+    ('scenes where nothing may be written', lambda g: make_demo_scenes(g.folder / 'd', 1, 1),
+     ('cannot be made: Permission denied', MAY_WRITE)),
+    ('checkpoint that may not be read', lambda g: read_checkpoint(g.folder / 'secret.pth'),
+     ('secret.pth cannot be read: Permission denied', 'Check that you may read it')),
+]:  # fmt: skip
+    CASES.add(name, denied(call), PermissionError, *parts)

@@ -107,5 +107,6 @@ def _default(path: Path, model_format: str) -> str:
 def _install(runtime: str) -> str:
     return (
         f'the runtime {runtime!r} needs the package {RUNTIMES[runtime].needs}, which is not '
-        f"installed: pip install 'mmseg-repvgg[deploy]', or that package alone"
+        "installed: pip install 'mmseg-repvgg[deploy]', or that package alone "
+        '(python -m mmseg_repvgg.doctor says what there is)'
     )
