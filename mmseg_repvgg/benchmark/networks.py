@@ -75,7 +75,9 @@ def segmentor(
     return forward_pass(Logits(model), scene(size, size, batch), **run)
 
 
-def classifier(name: str, batch: int = 1, size: int = 224, **run: Any) -> Built:
+def classifier(
+    name: str, batch: int = 1, size: int = 224, rewrites: Sequence[str] = (), **run: Any
+) -> Built:
     """A classifier of the paper's Table 4 or 5 in deployed form: every conv-BN a conv.
 
     Args:
@@ -84,6 +86,7 @@ def classifier(name: str, batch: int = 1, size: int = 224, **run: Any) -> Built:
             by their own functions.
         batch: Images.
         size: Height and width in pixels.
+        rewrites: What else is done to it before.
         **run: Of :func:`forward_pass`.
     """
     torch.manual_seed(0)
@@ -94,6 +97,8 @@ def classifier(name: str, batch: int = 1, size: int = 224, **run: Any) -> Built:
         network = _mmpretrain(inner)
     else:
         network = _paper(name, scene(min(size, 128), min(size, 128), 2))
+    if rewrites:
+        network, _ = deployed_copy(network, rewrites)
     return forward_pass(network.eval(), scene(size, size, batch), **run)
 
 

@@ -57,6 +57,9 @@ ELSEWHERE = {
 }
 """The same networks of other codes, fused by their own functions, and the paper's row."""
 
+REWRITTEN = ', by Winograd'
+PLAIN = ('RepVGG', 'VGG', 'ResNet-')  # with 3x3 convs of stride 1 that are not depthwise
+
 BASE = 'ResNet-50'
 QUICK = ('RepVGG-A0', 'ResNet-18', 'ResNet-50', 'timm/repvgg_a0')
 
@@ -74,8 +77,16 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
             size = 64 if quick else PAPER[ELSEWHERE.get(name, name)].size
             settings = dict(name=name, batch=batch, size=size, runtime=runtime)
             subjects.append(Subject(name, f'{NETWORKS}:classifier', settings, batch))
+            if runtime == 'pytorch' and name.startswith(PLAIN):  # runtimes choose by themselves
+                more = dict(settings, rewrites=['winograd'])
+                subjects.append(Subject(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch))
         found[runtime] = subjects
     return found
+
+
+def _paper(name: str) -> PaperRow:
+    name = name.removesuffix(REWRITTEN)
+    return PAPER[ELSEWHERE.get(name, name)]
 
 
 def markdown(record: Record) -> str:
@@ -92,7 +103,7 @@ def markdown(record: Record) -> str:
 
 
 def _cells(record: Record, row: Row) -> list[Any]:
-    paper = PAPER[ELSEWHERE.get(row.name, row.name)]
+    paper = _paper(row.name)
     if row.failure:
         return [row.name, paper.accuracy, f'not measured: {row.failure}', *[None] * 3]
     ratio = record.ratio(row.name, BASE, row.group)
@@ -108,11 +119,10 @@ def _cells(record: Record, row: Row) -> list[Any]:
 
 def plot(record: Record, path: Path) -> None:
     """Accuracy, quoted, against speed, measured: the paper's Figure 1."""
-    panels = {}
-    for group in dict.fromkeys(row.group for row in record.rows):
-        panels[group] = {
-            row.name: (row.per_second, PAPER[row.name].accuracy)
-            for row in record.rows
-            if row.group == group and row.seconds and row.name in PAPER
-        }
+    panels: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in record.rows:
+        if row.seconds and row.name not in ELSEWHERE:
+            name = row.name.removesuffix(REWRITTEN)
+            panel = row.group + (REWRITTEN if name != row.name else '')
+            panels.setdefault(panel, {})[name] = (row.per_second, PAPER[name].accuracy)
     scatter(path, panels, 'images a second, measured', 'ImageNet top-1 (%), quoted from the paper')
