@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         )
         raise type(error)(error.errno, text) from error
     return folder
+
+
+def temporary_folder(folder: Path) -> str:
+    """The beginning of the name of a temporary folder in another, which :func:`sweep` knows."""
+    return str(folder / f'.{os.getpid()}.tmp-')
 
 
 @contextmanager
@@ -53,3 +61,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
+    """Remove temporary files and folders that processes left when they were killed.
+
+    Args:
+        folder: Where to look; not in the folders in it.
+        age: Seconds. What was changed since stays: on a shared disk it may belong to a process of
+            another machine, which cannot be seen from here.
+    """
+    for entry in Path(folder).glob('.*'):
+        match = re.fullmatch(r'\.(?:.*\.)?(\d+)\.tmp([-.].*)?', entry.name)
+        if match is None or Path(f'/proc/{match[1]}').exists():
+            continue
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime < age:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
