@@ -29,6 +29,26 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder as :func:`make_folder` does, and see that files can be made in it.
+
+    Raises:
+        OSError: They cannot; the text names it, the reason and what to check.
+    """
+    folder = make_folder(path)
+    probe = folder / f'.{os.getpid()}.tmp'
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        text = (
+            f'nothing can be written to the folder {folder}: {error.strerror or error}. Check its '
+            'permissions and the free space, or give another'
+        )
+        raise type(error)(error.errno, text) from error
+    return folder
+
+
 def temporary_folder(folder: Path) -> str:
     """The beginning of the name of a temporary folder in another, which :func:`sweep` knows."""
     return str(folder / f'.{os.getpid()}.tmp-')

@@ -42,7 +42,9 @@ class Normalisation:
         if preprocessor._enable_normalize:
             mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
         # by its name in either family
-        flips = [getattr(preprocessor, n, False) for n in ('channel_conversion', '_channel_conversion')]
+        flips = [
+            getattr(preprocessor, n, False) for n in ('channel_conversion', '_channel_conversion')
+        ]
         return cls(mean, std, any(flips))
 
 

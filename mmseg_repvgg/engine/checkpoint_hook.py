@@ -49,7 +49,8 @@ class WholeFileBackend(LocalBackend):
     @contextmanager
     def removals_put_off(self) -> Iterator[None]:
         """Remove what is to be removed at the end of the block, and nothing after an exception."""
-        self._put_off = files = []
+        files: list[str] = []
+        self._put_off = files
         try:
             yield
         finally:
@@ -60,7 +61,7 @@ class WholeFileBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, but that a process may be killed, or the disk be full, at any time.
+    """mmengine's CheckpointHook, but that a kill or a full disk does no harm at any time.
 
     * Files appear under their names when they are complete.
     * An outdated or surpassed checkpoint is removed when its successor is there; mmengine removes
@@ -76,6 +77,8 @@ class SafeCheckpointHook(CheckpointHook):
     Raises:
         OSError: A file cannot be written; the text names it, the reason and what to check.
     """
+
+    backend_args: dict[str, Any] | None
 
     def before_train(self, runner: Runner) -> None:
         """Choose how files are written, and remove what an interrupted training left."""

@@ -14,7 +14,6 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -74,7 +73,7 @@ def sync_on_cpu(model: nn.Module) -> int:
     Returns:
         How many there are.
     """
-    found = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+    found: list[Any] = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
     for module in found:
         module.__class__ = CPUSyncBatchNorm
     return len(found)
@@ -102,10 +101,10 @@ class CPUSyncBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         local = torch.tensor([input.numel() // input.shape[1]], dtype=input.dtype)
         # the variance in a second pass: a mean of squares minus a square of means cancels
-        sums = all_reduce(torch.cat([input.sum(others), local]), group=group)
+        sums = _Sum.apply(torch.cat([input.sum(others), local]), group)
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
         centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().sum(others), group=group) / count
+        variance = _Sum.apply(centred.square().sum(others), group) / count
         if self.track_running_stats:
             self._update(mean.detach(), (variance * count / (count - 1)).detach())
         output = centred * (variance + self.eps).rsqrt().view(shape)
@@ -125,3 +124,23 @@ class CPUSyncBatchNorm(_BatchNorm):
             share = 1 / buffers.num_batches_tracked.item()
         buffers.running_mean.lerp_(mean.to(buffers.running_mean.dtype), share)
         buffers.running_var.lerp_(variance.to(buffers.running_var.dtype), share)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; its gradient is the sum of theirs.
+
+    ``torch.distributed.nn.functional`` has it, and is deprecated in favour of a private module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:  # type: ignore[override]
+        ctx.group = group
+        total = tensor.clone()
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = gradient.clone()
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None

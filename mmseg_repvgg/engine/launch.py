@@ -18,6 +18,7 @@ from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
 from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
+from mmseg_repvgg.files import writable_folder
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -145,11 +146,13 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and a communication backend that this machine has.
 
     Raises:
+        OSError: If the work folder cannot be made or written to.
         ValueError: If there is no model, or the windows of ``test_cfg`` do not cover an image.
     """
     check_model(cfg)
     name = Path(cfg.filename or 'config').stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    writable_folder(cfg.work_dir)
     cfg.launcher = launcher
     prepare_for_cpu(cfg, launcher)
 

@@ -1,0 +1,471 @@
+"""Killed, out of space, not allowed: what is there is whole, and a training goes on as it was."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+
+from mmseg_repvgg.checkpoint.reading import read_checkpoint
+from mmseg_repvgg.deploy.export import Options, export
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.engine import launch
+from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
+from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
+from mmseg_repvgg.files import sweep, whole_file
+from tests import processes
+from tests.common import runner_cfg
+from tests.killing import Phase, die_at_line, half_writes, kill_in_phase
+
+PHASE = Phase()
+STEPS = 8
+OURS = 'mmseg_repvgg/files.py', 'engine/checkpoint_hook.py', '/killing.py'
+MMENGINES = 'hooks/checkpoint_hook.py', 'backends/local_backend.py'
+
+
+@HOOKS.register_module(force=True)
+class PhaseHook(Hook):
+    """Says whether the training trains or validates, with the fused copy live."""
+
+    priority = 'LOW'  # after the deploy hook
+
+    def before_train(self, runner):
+        PHASE.set('train')
+
+    def before_val_epoch(self, runner):
+        PHASE.set('validate')
+
+    def after_val_epoch(self, runner, metrics=None):
+        PHASE.set('train')
+
+    def after_train(self, runner):
+        PHASE.set('end')
+
+
+def config(scenes: Path, work_dir: Path, **changes) -> Config:
+    cfg = runner_cfg(scenes, work_dir, max_iters=STEPS, val_interval=3, **changes)
+    cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=1, save_best='mIoU')
+    cfg.custom_hooks.append(dict(type='PhaseHook'))
+    cfg.param_scheduler = [dict(type='PolyLR', power=0.9, by_epoch=False)]
+    return cfg
+
+
+def train(cfg: Config, die: int | None = None, files=OURS, hook=SafeCheckpointHook) -> None:
+    """Train on from what is there; killed at the ``die``-th line of saving."""
+    for name in '_save_checkpoint_with_step', '_save_best_checkpoint':
+        setattr(hook, name, PHASE.wraps(getattr(hook, name), 'save'))
+    if die is not None:
+        half_writes()
+        die_at_line(die, files)
+    launch.train(cfg, resume=True)
+
+
+def losses(work_dir: Path) -> dict[int, list[float]]:
+    """By step, what was logged for it, in any of the trainings in the folder."""
+    found: dict[int, list[float]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:  # the process died in it
+                continue
+            if 'loss' in values:
+                found.setdefault(values['step'], []).append(values['loss'])
+    return found
+
+
+def assert_goes_on_as(undisturbed: dict[int, list[float]], work_dir: Path) -> None:
+    found = losses(work_dir)
+    assert found.keys() == undisturbed.keys()
+    for step, values in found.items():
+        assert set(values) == set(undisturbed[step]), f'step {step}'
+
+
+def assert_whole(file: Path) -> None:
+    read_checkpoint(file)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+
+
+def assert_sound(work_dir: Path, has_saved: bool) -> None:
+    """Whatever has a checkpoint's name is whole; once there was one, there is one."""
+    checkpoints = [file for file in work_dir.glob('*.pth') if not file.name.startswith('.')]
+    for file in checkpoints:
+        assert_whole(file)
+    if has_saved:
+        assert any(file.name.startswith('iter_') for file in checkpoints)
+        assert_whole(Path((work_dir / 'last_checkpoint').read_text()))
+
+
+@pytest.fixture(scope='module')
+def undisturbed(scenes, tmp_path_factory):
+    """The losses of a training that nothing happens to."""
+    work_dir = tmp_path_factory.mktemp('undisturbed')
+    log = work_dir / 'log'
+    assert processes.run(train, config(scenes, work_dir), output=log) == 0, log.read_text()
+    found = losses(work_dir)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert len({values[0] for values in found.values()}) == STEPS
+    return found
+
+
+def finish(scenes, work_dir, undisturbed, **changes):
+    log = work_dir / 'log'
+    cfg = config(scenes, work_dir, **changes)
+    assert processes.run(train, cfg, output=log) == 0, log.read_text()
+    assert_goes_on_as(undisturbed, work_dir)
+    left = {file.name for file in work_dir.glob('*.pth')}
+    assert 'iter_8.pth' in left
+    assert not any(name.startswith('.') for name in left)
+    assert sum(name.startswith('best_') for name in left) == 1
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_resumed_training_has_the_losses_of_an_undisturbed_one(
+    scenes, tmp_path, undisturbed, workers
+):
+    """With dropout, random crops and flips; the number of workers may differ."""
+    cfg = config(scenes, tmp_path)
+    cfg.train_dataloader.num_workers = workers
+    cfg.train_dataloader.persistent_workers = workers > 0
+    first = config(scenes, tmp_path)
+    first.train_cfg.max_iters, first.param_scheduler[0].end = 5, STEPS
+    assert processes.run(train, first) == 0
+    log = tmp_path / 'log'
+    assert processes.run(train, cfg, output=log) == 0, log.read_text()
+    assert {step: len(values) for step, values in losses(tmp_path).items()} == dict.fromkeys(
+        range(1, STEPS + 1), 1
+    )
+    assert_goes_on_as(undisturbed, tmp_path)
+
+
+def resume_without_seeds(cfg: Config) -> None:
+    launch.make_resumable = lambda cfg: None
+    launch.StepSeedHook = Hook
+    train(cfg, hook=CheckpointHook)
+
+
+def test_negative_control_mmengine_alone_gives_other_losses(scenes, tmp_path):
+    """Without the seeds of steps and samples a resumed training draws other dropout."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    for work_dir in (whole, parts):
+        if work_dir is parts:
+            first = config(scenes, work_dir)
+            first.train_cfg.max_iters, first.param_scheduler[0].end = 5, STEPS
+            assert processes.run(resume_without_seeds, first) == 0
+        assert processes.run(resume_without_seeds, config(scenes, work_dir)) == 0
+    a, b = losses(whole), losses(parts)
+    assert a[5] == b[5]
+    assert a[6] != b[6]
+
+
+def kill_saving_at_lines(scenes, work_dir, lines, files=OURS, hook=SafeCheckpointHook, check=True):
+    """Kill a training at the first, second, ... of some lines of saving; how many were survived."""
+    count, has_saved = 0, False
+    for line in lines:
+        cfg = config(scenes, work_dir)
+        code = processes.run(train, cfg, line, files, hook)
+        assert code in (0, -signal.SIGKILL)
+        if check:
+            assert_sound(work_dir, has_saved)
+            has_saved |= (work_dir / 'last_checkpoint').exists()
+        count += code != 0
+        if code == 0:
+            break
+    return count
+
+
+def test_killed_at_lines_of_saving(scenes, tmp_path, undisturbed):
+    """Every eleventh, and those around the writing and renaming of the first checkpoint."""
+    count = kill_saving_at_lines(scenes, tmp_path, [*range(20, 150, 26)])
+    assert count >= 3
+    finish(scenes, tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_every_line_of_saving(scenes, tmp_path, undisturbed, record_property):
+    """Up to where the first checkpoint is replaced by the second, and the best one saved."""
+    count = 0
+    for first in range(1, 6):  # five trainings, each killed at every fifth of the lines
+        work_dir = tmp_path / str(first)
+        count += kill_saving_at_lines(scenes, work_dir, range(first, 400, 5))
+        finish(scenes, work_dir, undisturbed)
+    record_property('killed at lines of saving', count)
+    print(f'survived {count} kills at lines of saving')
+    assert count > 100
+
+
+def test_negative_control_mmengine_leaves_half_files(scenes, tmp_path):
+    """Killed between opening and writing, mmengine's hook leaves an empty file and no other."""
+    work_dir = tmp_path
+    found = []
+    for line in range(1, 60):
+        cfg = config(scenes, work_dir, custom_hooks=[dict(type='PhaseHook')])
+        code = processes.run(mmengines, cfg, line)
+        empty = [f for f in work_dir.glob('*') if f.is_file() and f.stat().st_size == 0]
+        found += [file.name for file in empty if file.suffix == '.pth' or file.name[:4] == 'last']
+        if found or code == 0:
+            break
+    assert found
+
+
+def mmengines(cfg: Config, line: int) -> None:
+    launch.make_resumable = lambda cfg: None
+    die_at_line(line, MMENGINES)
+    launch.train(cfg)
+
+
+def kill_at_random(scenes, work_dir, undisturbed, count, seed) -> Counter:
+    """Trainings killed in each phase in turn, at a random moment; how many died in which."""
+    draw, died = random.Random(seed), Counter()
+    longest = dict(start=1.0, train=0.6, save=0.03, validate=0.3)
+    training, has_saved = 0, False
+    folder = work_dir / str(training)
+    while sum(died.values()) < count:
+        target = list(longest)[sum(died.values()) % len(longest)]
+        if target == 'start' and not has_saved and folder.exists():
+            target = 'save'  # so that it gets on
+        phase = kill_in_phase(target, longest[target], draw, PHASE, train, config(scenes, folder))
+        assert_sound(folder, has_saved)
+        has_saved |= (folder / 'last_checkpoint').exists()
+        died[phase] += phase != 'end'
+        if phase == 'end':
+            finish(scenes, folder, undisturbed)
+            training, has_saved = training + 1, False
+            folder = work_dir / str(training)
+    if folder.exists():
+        finish(scenes, folder, undisturbed)
+    return +died
+
+
+def test_killed_at_random_moments(scenes, tmp_path, undisturbed):
+    died = kill_at_random(scenes, tmp_path, undisturbed, count=4, seed=0)
+    assert sum(died.values()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [1, 2, 3, 4])
+def test_killed_at_many_random_moments(scenes, tmp_path, undisturbed, seed):
+    died = kill_at_random(scenes, tmp_path, undisturbed, count=30, seed=seed)
+    print(f'survived kills by phase: {dict(died)}')
+    assert set(died) == {'start', 'train', 'save', 'validate'}
+
+
+@pytest.mark.parametrize('content', [None, b'', b'/nowhere/iter_9.pth', b'\xff\xfe', 'cut', 'flip'])
+def test_resume_finds_the_newest_whole_checkpoint(scenes, tmp_path, caplog, content):
+    """Whatever ``last_checkpoint`` is: missing, empty, wrong, or right with a damaged file."""
+    cfg = config(scenes, tmp_path)
+    older, newer, last = (tmp_path / n for n in ('iter_2.pth', 'iter_4.pth', 'last_checkpoint'))
+    save(older)
+    save(tmp_path / 'best_mIoU_iter_9.pth')
+    save(tmp_path / '.iter_9.1.tmp.pth')
+    save(newer)
+    os.utime(older, (1, 1))
+    expected = newer
+    if isinstance(content, bytes):
+        last.write_bytes(content)
+    elif content is not None:
+        last.write_text(str(newer))
+        data = bytearray(newer.read_bytes())
+        data[data.index(bytes(SIZE)) + 9] ^= 1  # of the zeros that are the weights
+        newer.write_bytes(data if content == 'flip' else data[:-1])
+        expected = older
+    assert last_whole_checkpoint(cfg) == str(expected)
+    assert 'Resuming from' in caplog.text or not isinstance(content, bytes)
+
+
+SIZE = 4096
+
+
+def save(file: Path) -> None:
+    import torch
+
+    state = dict(weight=torch.zeros(SIZE // 4))
+    torch.save(dict(meta=dict(iter=1, seed=7), message_hub={}, state_dict=state), file)
+
+
+def test_resume_takes_the_named_checkpoint_or_says_that_none_is_whole(scenes, tmp_path):
+    cfg = config(scenes, tmp_path)
+    assert last_whole_checkpoint(cfg) is None
+    save(tmp_path / 'iter_2.pth')
+    save(tmp_path / 'iter_4.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    assert last_whole_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
+    assert seed_of_checkpoint(str(tmp_path / 'iter_2.pth')) == 7
+    (tmp_path / 'last_checkpoint').write_text('/moved/work/iter_2.pth')
+    assert last_whole_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
+    for file in tmp_path.glob('*.pth'):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r'no checkpoint in .* is whole: .*iter_2.*--resume PATH'):
+        last_whole_checkpoint(cfg)
+
+
+def test_temporary_files_of_dead_processes_are_swept(tmp_path):
+    dead = processes.start(int)
+    processes.wait(dead)
+    gone = [tmp_path / f'.iter_4.{dead}.tmp.pth', tmp_path / f'.{dead}.tmp-abc']
+    gone[1].mkdir()
+    kept = [tmp_path / f'.iter_4.{os.getpid()}.tmp.pth', tmp_path / f'iter_4.{dead}.tmp.pth']
+    kept += [tmp_path / '.bashrc', tmp_path / '.git']
+    for file in (gone[0], *kept):
+        file.touch()
+    sweep(tmp_path)
+    assert all(file.exists() for file in (*gone, *kept))  # they are too young
+    sweep(tmp_path, age=0)
+    assert [file.exists() for file in (*gone, *kept)] == [False] * 2 + [True] * 4
+
+
+def deploy(cfg: Config, checkpoint: Path, out: Path, die: int | None = None) -> None:
+    if die is not None:
+        half_writes()
+        die_at_line(die, OURS)
+    fuse_checkpoint(cfg, checkpoint, out, num_images=0)
+
+
+def export_onnx(cfg: Config, checkpoint: Path, out: Path, size: int = 64) -> None:
+    export(cfg, checkpoint, out, options=Options(size=(size, size)))
+
+
+def assert_fused_whole(out: Path) -> None:
+    assert 'state_dict' in read_checkpoint(out)
+    assert Config.fromfile(out.with_suffix('.py')).model.type == 'DeployedModel'
+
+
+def test_deploy_fuse_killed_at_lines_of_writing(segmentor, tmp_path):
+    cfg, _, checkpoint = segmentor
+    out = tmp_path / 'fused.pth'
+    killed, line, existed = 0, 1, False
+    while (code := processes.run(deploy, cfg, checkpoint, out, line)) != 0:
+        assert code == -signal.SIGKILL
+        killed, line = killed + 1, line + 4
+        if out.exists():
+            assert 'state_dict' in read_checkpoint(out)
+        if out.with_suffix('.py').exists():
+            assert_fused_whole(out)
+        existed |= out.exists()
+    assert killed >= 5
+    assert existed
+    assert_fused_whole(out)
+
+
+@pytest.mark.slow
+def test_deploy_fuse_killed_at_random_moments(segmentor, tmp_path):
+    cfg, _, checkpoint = segmentor
+    out, draw = tmp_path / 'fused.pth', random.Random(0)
+    died = Counter()
+    while died['start'] < 40:
+        died[kill_in_phase('start', 1.0, draw, PHASE, deploy, cfg, checkpoint, out)] += 1
+        if out.exists():
+            assert 'state_dict' in read_checkpoint(out)
+            if out.with_suffix('.py').exists():
+                assert_fused_whole(out)
+    print(f'survived kills of deploy_fuse: {dict(died)}')
+
+
+@pytest.mark.slow
+def test_export_killed_at_random_moments(segmentor, tmp_path):
+    """What is there is whole, and description and model belong together."""
+    onnx = pytest.importorskip('onnx')
+    cfg, _, checkpoint = segmentor
+    out, draw = tmp_path / 'model.onnx', random.Random(0)
+    log = tmp_path / 'log'
+    assert processes.run(export_onnx, cfg, checkpoint, out, 64, output=log) == 0, log.read_text()
+    died, sizes = Counter(), set()
+    while died['start'] < 30:
+        size = 96 if died['start'] % 2 else 64
+        phase = kill_in_phase('start', 12.0, draw, PHASE, export_onnx, cfg, checkpoint, out, size)
+        died[phase] += 1
+        info = json.loads((tmp_path / 'model.json').read_text())
+        if out.exists():
+            model = onnx.load(out)
+            onnx.checker.check_model(model)
+            dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+            assert dims[2:] == info['size']
+            sizes.add(info['size'][0])
+    print(f'survived kills of export: {dict(died)}')
+    assert processes.run(export_onnx, cfg, checkpoint, out, 64) == 0
+    sweep(tmp_path, age=0)
+    assert {file.name for file in tmp_path.iterdir()} == {'model.onnx', 'model.json', 'log'}
+
+
+@HOOKS.register_module(force=True)
+class FullHook(Hook):
+    """From a step on no file can grow past a limit: what a full disk does, but for the reason."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 4:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(scenes, tmp_path, undisturbed):
+    cfg = config(scenes, tmp_path)
+    cfg.custom_hooks.append(dict(type='FullHook'))
+    log = tmp_path / 'log'
+    assert processes.run(train, cfg, output=log) == 1
+    assert 'iter_6.pth was not written: File too large. Check that' in log.read_text()
+    assert_sound(tmp_path, has_saved=True)
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_4.pth')
+    finish(scenes, tmp_path, undisturbed)
+
+
+def test_a_read_only_work_folder_is_said_at_once(scenes, tmp_path):
+    def as_nobody() -> None:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        launch.train(config(scenes, tmp_path / 'work'))
+
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    (tmp_path / 'work').mkdir(mode=0o555)
+    (tmp_path / 'log').touch()
+    assert processes.run(as_nobody, output=tmp_path / 'log') == 1
+    text = (tmp_path / 'log').read_text()
+    assert f'nothing can be written to the folder {tmp_path}/work: Permission denied' in text
+    assert not list((tmp_path / 'work').iterdir())
+
+
+@pytest.mark.slow
+def test_deploy_fuse_and_export_on_a_full_disk(segmentor, tmp_path):
+    """A file system of 200 kB, as root; the old files stay."""
+    cfg, _, checkpoint = segmentor
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    mount = 'mount', '-t', 'tmpfs', '-o', 'size=200k', 'none', str(disk)
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('a file system cannot be mounted')
+    try:
+        for call, out in ((deploy, disk / 'fused.pth'), (export_onnx, disk / 'model.onnx')):
+            out.write_bytes(b'old')
+            log = tmp_path / f'log {out.name}'
+            assert processes.run(call, cfg, checkpoint, out, output=log) == 1
+            assert 'No space left on device' in log.read_text()
+            assert out.read_bytes() == b'old'
+            assert [file.name for file in disk.iterdir()] == [out.name]
+            out.unlink()
+    finally:
+        subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    file = tmp_path / 'file.txt'
+    file.write_text('old')
+    with pytest.raises(OSError, match='was not written: File too large'):
+        limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        try:
+            with whole_file(file) as temporary:
+                temporary.write_text('new ' * 10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert file.read_text() == 'old'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['file.txt']
