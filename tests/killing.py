@@ -66,20 +66,28 @@ def kill_in_phase(
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
-def die_at_line(number: int, files: Iterable[str]) -> None:
-    """From now on count the lines that this process executes in some files, and die at one."""
-    endings, left = tuple(files), number
+def die_at_line(
+    number: int, files: Iterable[str], functions: Iterable[str] = (), phase: Phase | None = None
+) -> None:
+    """From now on count the lines that this process executes in some files, and die at one.
+
+    Counted are those of the functions with the names (of all if there are none), and only while
+    ``phase``, if given, is 'save'.
+    """
+    endings, names, left = tuple(files), frozenset(functions), number
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if event == 'line':
+        if event == 'line' and (phase is None or str(phase) == 'save'):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         return local
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return local if frame.f_code.co_filename.endswith(endings) else None
+        code = frame.f_code
+        wanted = not names or code.co_name in names
+        return local if wanted and code.co_filename.endswith(endings) else None
 
     sys.settrace(trace)
 

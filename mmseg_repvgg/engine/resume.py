@@ -36,6 +36,8 @@ def last_whole_checkpoint(cfg: Config) -> str | None:
     """
     work_dir = Path(cfg.work_dir)
     named = _named(work_dir)
+    if named is not None and named.is_dir():  # as FSDP and DeepSpeed save: a file for each process
+        return str(named)
     reason = f'{work_dir / LAST} is missing or empty' if named is None else _damage(named)
     if not reason:
         return str(named)
