@@ -21,11 +21,8 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        text = (
-            f'the folder {folder} cannot be made: {error.strerror or error}. Check that nothing on '
-            'its path is a file, and that you may write there'
-        )
-        raise type(error)(error.errno, text) from error
+        check = 'Check that nothing on its path is a file, and that you may write there'
+        raise _explained(error, f'the folder {folder} cannot be made', check) from error
     return folder
 
 
@@ -41,11 +38,9 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        text = (
-            f'nothing can be written to the folder {folder}: {error.strerror or error}. Check its '
-            'permissions and the free space, or give another'
-        )
-        raise type(error)(error.errno, text) from error
+        check = 'Check its permissions and the free space, or give another'
+        what = f'nothing can be written to the folder {folder}'
+        raise _explained(error, what, check) from error
     return folder
 
 
@@ -73,14 +68,18 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        text = (
-            f'{target} was not written: {error.strerror or error}. Check that {target.parent} is '
-            'a folder you may write to, with enough free space; the file of that name is as before'
+        check = (
+            f'Check that {target.parent} is a folder you may write to, with enough free space; the '
+            'file of that name is as before'
         )
-        raise type(error)(error.errno, text) from error
+        raise _explained(error, f'{target} was not written', check) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _explained(error: OSError, what: str, check: str) -> OSError:
+    return type(error)(error.errno, f'{what}: {error.strerror or error}. {check}')
 
 
 def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
