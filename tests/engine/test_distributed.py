@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from torch import distributed, nn
 
-from mmseg_repvgg.engine import launch
+from mmseg_repvgg.engine import RepVGGDeployHook, launch
 from mmseg_repvgg.engine.distributed import (
     CPUDistributedDataParallel,
     CPUSyncBatchNorm,
@@ -230,16 +231,14 @@ def test_configs_of_strategies_read_and_say_that_they_were_not_run(path, tmp_pat
         assert built.model_wrapper.use_orig_params
 
 
-def test_the_hook_refuses_weights_that_are_sharded(scenes, tmp_path):
-    from mmengine.runner import Runner
+def test_the_hook_refuses_weights_that_are_sharded():
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    runner = Runner.from_cfg(runner_cfg(scenes, tmp_path))
     sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
     nn.Module.__init__(sharded)
-    sharded._modules['_fsdp_wrapped_module'] = runner.model  # its own add_module asks for it
-    runner.model = sharded
+    sharded._modules['_fsdp_wrapped_module'] = network()  # its own add_module asks for it
+    runner, hook = SimpleNamespace(model=sharded), RepVGGDeployHook()
     with pytest.raises(ValueError, match='shards of the weights.*out of custom_hooks'):
-        runner.call_hook('before_train')
+        hook.before_train(runner)
     with pytest.raises(ValueError, match='shards of the weights'):
-        runner.call_hook('before_val_epoch')
+        hook.before_val_epoch(runner)
