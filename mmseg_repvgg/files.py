@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,12 +21,32 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        text = (
-            f'the folder {folder} cannot be made: {error.strerror or error}. Check that nothing on '
-            'its path is a file, and that you may write there'
-        )
-        raise type(error)(error.errno, text) from error
+        check = 'Check that nothing on its path is a file, and that you may write there'
+        raise _explained(error, f'the folder {folder} cannot be made', check) from error
     return folder
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder as :func:`make_folder` does, and see that files can be made in it.
+
+    Raises:
+        OSError: They cannot; the text names it, the reason and what to check.
+    """
+    folder = make_folder(path)
+    probe = folder / f'.{os.getpid()}.tmp'
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        check = 'Check its permissions and the free space, or give another'
+        what = f'nothing can be written to the folder {folder}'
+        raise _explained(error, what, check) from error
+    return folder
+
+
+def temporary_folder(folder: Path) -> str:
+    """The beginning of the name of a temporary folder in another, which :func:`sweep` knows."""
+    return str(folder / f'.{os.getpid()}.tmp-')
 
 
 @contextmanager
@@ -45,11 +68,36 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        text = (
-            f'{target} was not written: {error.strerror or error}. Check that {target.parent} is '
-            'a folder you may write to, with enough free space; the file of that name is as before'
+        check = (
+            f'Check that {target.parent} is a folder you may write to, with enough free space; the '
+            'file of that name is as before'
         )
-        raise type(error)(error.errno, text) from error
+        raise _explained(error, f'{target} was not written', check) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _explained(error: OSError, what: str, check: str) -> OSError:
+    return type(error)(error.errno, f'{what}: {error.strerror or error}. {check}')
+
+
+def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
+    """Remove temporary files and folders that processes left when they were killed.
+
+    Args:
+        folder: Where to look; not in the folders in it.
+        age: Seconds. What was changed since stays: on a shared disk it may belong to a process of
+            another machine, which cannot be seen from here.
+    """
+    for entry in Path(folder).glob('.*'):
+        match = re.fullmatch(r'\.(?:.*\.)?(\d+)\.tmp([-.].*)?', entry.name)
+        if match is None or Path(f'/proc/{match[1]}').exists():
+            continue
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime < age:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mmseg_repvgg.deploy.formats import WRITERS
 from mmseg_repvgg.deploy.fuse import without_pretrained
 from mmseg_repvgg.deploy.graph import OUTPUTS, Graph, Normalisation, trace
 from mmseg_repvgg.deploy.verify import Match, sample_image, verify
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.files import sweep, temporary_folder, whole_file, writable_folder
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 from mmseg_repvgg.version import __version__
 
@@ -105,8 +106,8 @@ def export(
     info = _describe(cfg, reference, loaded, Path(checkpoint), model_format, options)
     info = replace(info, size=size, stride=_stride(cfg, size), rewrites=names)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=out.parent) as temporary:
+    sweep(writable_folder(out.parent))
+    with tempfile.TemporaryDirectory(prefix=temporary_folder(out.parent)) as temporary:
         written = _write(graph, Path(temporary) / out.name, info, options.tensorrt)
         matches = _verify(cfg, written, reference, options)
         odd = Path(temporary) / 'odd' / out.name
@@ -282,8 +283,16 @@ def _verify(cfg: Config, path: Path, reference: nn.Module, options: Options) -> 
 
 
 def _move(written: Path, out: Path) -> None:
-    """Put all files of an export in their place, the model itself last."""
+    """Put all files of an export in their place, the model itself last.
+
+    All are on disk before, and an older model goes first: who is stopped between them leaves no
+    model beside the description of another.
+    """
     files = [file for file in written.parent.iterdir() if file.is_file() and file != written]
-    for file in (*files, written):
-        with whole_file(out.with_name(file.name)) as temporary:
+    with ExitStack() as stack:
+        for file in (written, *files):  # left in the opposite order
+            temporary = stack.enter_context(whole_file(out.with_name(file.name)))
             os.replace(file, temporary)
+            with temporary.open('rb') as stream:
+                os.fsync(stream.fileno())
+        Path(os.path.realpath(out)).unlink(missing_ok=True)

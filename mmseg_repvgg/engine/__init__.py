@@ -1,8 +1,19 @@
 """What runs in mmengine's Runner, and the launching of it."""
 
+from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
 from mmseg_repvgg.engine.cpu_amp import CpuAmpOptimWrapper
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
+from mmseg_repvgg.engine.distributed import CPUDistributedDataParallel
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
+from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 
-__all__ = ['CpuAmpOptimWrapper', 'LabelCheckHook', 'LoadCheckHook', 'RepVGGDeployHook']
+__all__ = [
+    'CPUDistributedDataParallel',
+    'CpuAmpOptimWrapper',
+    'LabelCheckHook',
+    'LoadCheckHook',
+    'RepVGGDeployHook',
+    'SafeCheckpointHook',
+    'StepSeedHook',
+]

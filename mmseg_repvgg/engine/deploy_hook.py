@@ -12,6 +12,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmseg_repvgg.checks import check_tolerance
 from mmseg_repvgg.models.block import FUSED_TRAINING_ERROR
@@ -48,7 +49,8 @@ class RepVGGDeployHook(Hook):
             dtype, 1e-4 for float32.
 
     Raises:
-        ValueError: On unknown rewrites, or when there is nothing to fuse.
+        ValueError: On unknown rewrites, or when there is nothing to fuse, or shards of the weights
+            only.
         EquivalenceError: When the deployed form is not equal.
         RuntimeError: When a fused model is to be trained.
     """
@@ -68,6 +70,7 @@ class RepVGGDeployHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Refuse to train a fused model, or one that the first validation could not fuse."""
+        _refuse_shards(runner.model)
         if any(getattr(module, 'deploy', False) is True for module in runner.model.modules()):
             raise RuntimeError(FUSED_TRAINING_ERROR)
         if self.rewrites is None or 'branches' in self.rewrites:
@@ -111,6 +114,7 @@ class RepVGGDeployHook(Hook):
             checkpoint['state_dict'] = {name: tensor.cpu() for name, tensor in state.items()}
 
     def _deploy(self, runner: Runner, data_batch: Any) -> None:
+        _refuse_shards(runner.model)
         deployed, counts = deployed_copy(_unwrap(runner.model), self.rewrites)
         self._training_models[runner], runner.model = runner.model, deployed
         before, after = (
@@ -125,6 +129,15 @@ class RepVGGDeployHook(Hook):
         model = self._training_models.pop(runner, None)
         if model is not None:
             runner.model = model
+
+
+def _refuse_shards(model: Any) -> None:
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ValueError(
+            'RepVGGDeployHook cannot fuse under FSDP, where each process holds shards of the '
+            'weights. Take it out of custom_hooks, and fuse the trained checkpoint with '
+            'tools/deploy_fuse.py'
+        )
 
 
 def _unwrap(model: Any) -> nn.Module:

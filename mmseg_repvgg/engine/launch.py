@@ -14,8 +14,12 @@ from mmengine.runner import Runner
 
 from mmseg_repvgg.checks import check_crops, check_model
 from mmseg_repvgg.command_line import user_errors as user_errors
+from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
+from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
+from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
+from mmseg_repvgg.files import writable_folder
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -57,7 +61,8 @@ def train(
         cfg: The config.
         work_dir: Where logs and checkpoints go; by default the config's, or
             ``work_dirs/<config name>``.
-        resume: True: from the last checkpoint in the work folder, if any; a path: from that file.
+        resume: True: from the last whole checkpoint in the work folder, if any; a path: from that
+            file.
         amp: Automatic mixed precision: float16 on a GPU, bfloat16 on the CPU.
         launcher: One of :data:`LAUNCHERS`.
 
@@ -79,12 +84,12 @@ def train(
     if amp:
         _use_amp(cfg)
     _check_amp(cfg)
-    cfg.resume = bool(resume)
-    if isinstance(resume, str):
-        cfg.load_from = resume
+    _set_resume(cfg, resume)
+    make_resumable(cfg)
     runner = build_runner(cfg)
-    runner.register_hook(LoadCheckHook(required=1.0 if resume else 0.5))
+    runner.register_hook(LoadCheckHook(required=1.0 if cfg.resume else 0.5))
     runner.register_hook(LabelCheckHook())
+    runner.register_hook(StepSeedHook())
     runner.train()
     return runner
 
@@ -143,19 +148,48 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and a communication backend that this machine has.
 
     Raises:
+        OSError: If the work folder cannot be made or written to.
         ValueError: If there is no model, or the windows of ``test_cfg`` do not cover an image.
     """
     check_model(cfg)
     name = Path(cfg.filename or 'config').stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    writable_folder(cfg.work_dir)
     cfg.launcher = launcher
-    if launcher != 'none' and not torch.cuda.is_available():
-        cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    prepare_for_cpu(cfg, launcher)
 
 
 def build_runner(cfg: Config) -> Runner:
     """The runner of the config: mmengine's, or the one its ``runner_type`` names."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def make_resumable(cfg: Config) -> None:
+    """Change a config so that a training that is killed and resumed ends as an undisturbed one.
+
+    What is not mmengine's own (checkpoint hook, batch sampler) is left as it is.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook is not None and hook['type'] == 'CheckpointHook':
+        hook['type'] = 'SafeCheckpointHook'
+    loader = cfg.train_dataloader
+    sampler = loader.get('sampler')
+    if not sampler or loader.get('batch_sampler') or sampler['type'] == 'SeededSampler':
+        return
+    loader.sampler = dict(type='SeededSampler', sampler=sampler)
+    loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
+
+
+def _set_resume(cfg: Config, resume: bool | str) -> None:
+    source = last_whole_checkpoint(cfg) if resume is True else resume or None
+    cfg.resume = bool(source)
+    if not source:
+        return
+    cfg.load_from = source
+    if (cfg.get('randomness') or {}).get('seed') is None and Path(source).is_file():
+        # mmengine takes it from the checkpoint too, but after it has built the sampler
+        cfg.merge_from_dict({'randomness.seed': seed_of_checkpoint(source)})
 
 
 def check_data(cfg: Config, *loaders: str) -> None:

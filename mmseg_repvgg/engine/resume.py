@@ -1,0 +1,111 @@
+"""Finding the checkpoint to resume from, whatever an interruption has left."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mmseg_repvgg.checkpoint.errors import CheckpointError
+from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
+from mmseg_repvgg.checkpoint.reading import read_checkpoint
+
+LAST = 'last_checkpoint'
+"""mmengine's file with the path of the checkpoint saved last."""
+
+
+def last_whole_checkpoint(cfg: Config) -> str | None:
+    """The checkpoint that a training in the config's work folder goes on from.
+
+    It is the one that ``last_checkpoint`` names. Where that file is missing, empty or names a
+    missing or damaged one, it is the newest whole training checkpoint in the folder, with a
+    warning.
+
+    Args:
+        cfg: The config, with its ``work_dir``.
+
+    Returns:
+        Its path; None if there is none, whole or not, to begin at the first step.
+
+    Raises:
+        CheckpointError: If there are checkpoints, and none is whole.
+    """
+    work_dir = Path(cfg.work_dir)
+    named = _named(work_dir)
+    if named is not None and named.is_dir():  # as FSDP and DeepSpeed save: a file for each process
+        return str(named)
+    reason = f'{work_dir / LAST} is missing or empty' if named is None else _damage(named)
+    if not reason:
+        return str(named)
+    tried = [] if named is None or not named.exists() else [reason]
+    for file in _newest_first(_folders(cfg, named), but=named):
+        damage = _damage(file)
+        if not damage:
+            text = f'{reason}. Resuming from {file}, the newest whole checkpoint'
+            print_log(text, logger='current', level=logging.WARNING)
+            return str(file)
+        tried.append(damage)
+    if tried:
+        raise CheckpointError(
+            f'no checkpoint in {work_dir} is whole: {"; ".join(tried)}. Delete them and train '
+            'without --resume, or give a checkpoint: --resume PATH'
+        )
+    return None
+
+
+def seed_of_checkpoint(path: str) -> int | None:
+    """The seed of the training that saved a checkpoint; None if it does not say."""
+    meta = read_checkpoint(path).get('meta') if CAN_STAND_IN else None
+    seed = meta.get('seed') if isinstance(meta, dict) else None
+    return seed if isinstance(seed, int) else None
+
+
+def _named(work_dir: Path) -> Path | None:
+    """What ``last_checkpoint`` says; a moved work folder's file is looked for in the folder too."""
+    try:
+        text = (work_dir / LAST).read_text(encoding='utf-8').strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    if not text:
+        return None
+    moved = work_dir / Path(text).name
+    return moved if not Path(text).exists() and moved.exists() else Path(text)
+
+
+def _folders(cfg: Config, named: Path | None) -> set[Path]:
+    """Where checkpoints may be: the work folder, the hook's ``out_dir``, that of the last one."""
+    work_dir = Path(cfg.work_dir)
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    found = {work_dir, *([Path(out_dir) / work_dir.name] if out_dir else [])}
+    return found | ({named.parent} if named is not None else set())
+
+
+def _newest_first(folders: set[Path], but: Path | None) -> Iterator[Path]:
+    """Checkpoints by the time they were written; those of the best metrics cannot be resumed."""
+    files = [
+        file
+        for folder in folders
+        for file in folder.glob('*.pth')
+        if not file.name.startswith(('.', 'best_')) and file.is_file() and file != but
+    ]
+    yield from sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+
+
+def _damage(file: Path) -> str:
+    """Why a training cannot be resumed from a file, or nothing."""
+    lacking = []
+    try:
+        if CAN_STAND_IN:  # else only mmengine can read it
+            checkpoint = read_checkpoint(file)
+            lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+        with zipfile.ZipFile(file) as archive:  # torch does not look at the check sums
+            damaged = archive.testzip()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        return str(error)
+    if damaged is not None:
+        return f'{file} is damaged: the check sum of {damaged} is wrong'
+    return f'{file} is no training checkpoint: it lacks {", ".join(lacking)}' if lacking else ''
