@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('name', choices=list(SUITES), help='table or figure of the paper')
+    parser.add_argument(
+        'name', choices=list(SUITES), help='of the paper, or our own dropin'
+    )
     parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
     parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(RUNTIME_NAMES))
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='only these groups of subjects')
