@@ -87,14 +87,16 @@ def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Subject]:
 
 
 def _real_time(runtime: str, quick: bool) -> Iterator[Subject]:
-    """Every network gets whatever rewrites act on it."""
+    """Every network gets whatever rewrites act on it; PyTorch runs beside every other runtime."""
     where = '' if runtime == 'pytorch' else f', {runtime}'
     for name, config in {**OURS, **THEIRS}.items():
         fused = ('branches', 'batchnorm') if name in OURS else ('batchnorm',)
         if name in OURS and runtime == 'pytorch':
             yield _subject(f'{name}, {TRAINED}', config, (), quick)
-        yield _subject(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
-        if runtime == 'pytorch':
+        yield _subject(f'{name}, {FUSED}', config, fused, quick)
+        if where:
+            yield _subject(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
+        else:
             yield _subject(f'{name}, {REWRITTEN}', config, (*fused, *MORE, *WINOGRAD), quick)
 
 
@@ -131,10 +133,10 @@ def markdown(record: Record) -> str:
 
 
 def base_of(rows: Sequence[Row]) -> str:
-    """The row of a group that ratios are to: fused PIDNet-S, or mmseg's own config."""
+    """The row of a group that ratios are to: PIDNet-S in its runtime, or mmseg's own config."""
     names = [row.name for row in rows]
     wanted = [n for n in names if n.startswith(f'{BASE}, {FUSED}') or ' of mmseg, ' in n]
-    return wanted[0] if wanted else names[0]
+    return wanted[-1] if wanted else names[0]
 
 
 def _cells(record: Record, row: Row, base: str) -> list[Any]:

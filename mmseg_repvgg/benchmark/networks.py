@@ -73,8 +73,9 @@ def segmentor(
         else:
             cfg.model.backbone.update(backbone)
     model = MODELS.build(cfg.model)
-    sides = min(height, 193), min(width, 193)
-    calibrate(model, scene(*sides, 2), lambda images: model_outputs(model, images))
+    calibrate(
+        model, scene(_small(height), _small(width), 2), lambda images: model_outputs(model, images)
+    )
     names = [name for name in rewrites if name != 'own']
     if 'own' in rewrites:
         _fuse_as_its_authors_do(model)
@@ -84,6 +85,11 @@ def segmentor(
     built = forward_pass(Logits(model), scene(height, width, batch), **run)
     built.info.update(info)
     return built
+
+
+def _small(side: int) -> int:
+    """A side to calibrate with; some networks take nothing but multiples of 64."""
+    return min(side, 193 if side % 64 else 192)
 
 
 def _flops(segmentor: nn.Module, size: tuple[int, int]) -> float:
