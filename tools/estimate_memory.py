@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         '--measure',
         action='store_true',
-        help='do the steps for real, too: the peak on the GPU, or of resident memory',
+        help='do the steps for real, too: the peak of what PyTorch allocates',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
@@ -37,12 +37,11 @@ def main() -> None:
         cfg = launch.load_config(args.config, args.cfg_options)
         batch = args.batch or cfg.train_dataloader.batch_size
         size = tuple(args.crop or cfg.model.data_preprocessor.size)
-        warnings.filterwarnings('ignore', 'When align_corners=True')
-        measured = memory.measure(cfg, batch, size) if args.measure else None  # see its docstring
+        warnings.simplefilter('ignore')  # of mmseg, about settings of the config
         print(f'batch {batch}, crops of {size[0]}x{size[1]}, float32, a device')
         print(memory.estimate(cfg, batch, size))
-        if measured is not None:
-            print(f'{"measured peak":20} {measured / 2**20:9.0f} MiB')
+        if args.measure:
+            print(f'{"measured peak":20} {memory.measure(cfg, batch, size) / 2**20:9.0f} MiB')
 
 
 if __name__ == '__main__':

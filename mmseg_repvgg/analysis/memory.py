@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,6 +27,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,7 +35,7 @@ from mmseg_repvgg.checks import check_whole
 
 STEPS = 2  # the optimizer has its state from the first step on
 LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
-"""What mmseg's heads log beside the loss; it selects pixels by their values, which are not there."""
+"""What mmseg's heads log beside the loss; it selects pixels by values, which are not there."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     check_whole('batch', batch, 1)
     for side in size:
         check_whole('size', side, 1)
-    live = _LiveBytes()
     with FakeTensorMode():
         model, optimizer = _build(cfg)
+        live = _LiveBytes([*model.parameters(), *model.buffers()])
         try:
             with live:
                 saved = _train(model, optimizer, batch, size)
@@ -79,33 +84,34 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
                 f'the training step of {cfg.filename} depends on values ({error.func}), so that '
                 'it cannot be followed without computing it; measure it'
             ) from error
-        parameters = _bytes([*model.parameters(), *model.buffers()])
         return Memory(
-            parameters=parameters,
+            parameters=_bytes([*model.parameters(), *model.buffers()]),
             gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
             optimizer=_bytes(tree_leaves(list(optimizer.optimizer.state.values()))),
             saved=saved,
-            peak=parameters + live.peak,
+            peak=live.peak,
         )
 
 
 def measure(cfg: Config, batch: int, size: tuple[int, int]) -> int:
-    """Do the same steps for real: peak bytes on the GPU, else of this process's resident memory.
+    """Do the same steps for real: the most bytes that PyTorch's allocator has given at one time.
 
-    On the CPU call it first in a fresh process: what was freed before may be used again unseen.
-
-    Raises:
-        OSError: On the CPU where there is no ``/proc``.
+    On a GPU, if there is one; what a process holds there is more (see :func:`estimate`).
     """
-    from mmseg_repvgg.benchmark.worker import resident_peak
-
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # libraries allocate once
-    before = 0 if device == 'cuda' else resident_peak(reset=True)
-    with torch.device(device):
-        model, optimizer = _build(cfg)
-        _train(model, optimizer, batch, size)
-    return torch.cuda.max_memory_allocated() if device == 'cuda' else resident_peak() - before
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        with torch.device('cuda'):
+            _train(*_build(cfg), batch, size)
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(*_build(cfg), batch, size)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / 'trace.json'
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())['traceEvents']
+    changes = [event for event in events if event['name'] == '[memory]']
+    changes.sort(key=lambda event: event['ts'])
+    return max(accumulate(event['args']['Bytes'] for event in changes))
 
 
 def _build(cfg: Config) -> tuple[nn.Module, Any]:
@@ -161,12 +167,14 @@ def _saved_bytes(model: nn.Module) -> Iterator[Any]:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of what operators make, while it lives."""
+    """Counts the bytes of some tensors and of what operators make, while they live."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known: set[int] = set()
+        for tensor in tensors:
+            self._count(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
