@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors('learning_rates'):
         for rate, warm_up, seed in product(args.rates, args.warm_ups, args.seeds):
-            name = f'lr{rate:g}_warmup{warm_up}_seed{seed}'
+            name = learning_rates.curve_name(rate, warm_up, seed)
             if (args.out / f'{name}.json').is_file():
                 continue
             with tempfile.TemporaryDirectory() as work_dir:

@@ -46,7 +46,7 @@ class Curve:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f'lr{self.learning_rate:g}_warmup{self.warm_up}_seed{self.seed}'
+        return curve_name(self.learning_rate, self.warm_up, self.seed)
 
     @property
     def smooth(self) -> list[float]:
@@ -54,6 +54,11 @@ class Curve:
         values = [math.nan if loss is None else loss for loss in self.losses]
         parts = (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))
         return [sum(part) / len(part) for part in parts]
+
+
+def curve_name(learning_rate: float, warm_up: int, seed: int) -> str:
+    """What a folder of curves keeps apart."""
+    return f'lr{learning_rate:g}_warmup{warm_up}_seed{seed}'
 
 
 def train_curve(

@@ -60,6 +60,7 @@ THEIRS = {
 REAL_TIME = 'real time'
 BASE = 'PIDNet-S'
 
+THEIR_BACKBONE = ' of mmseg'
 TRAINED, FUSED, REWRITTEN = 'as trained', 'fused', 'rewritten'
 MORE = ('dilation', 'pyramid')
 WINOGRAD = ('winograd',)  # PyTorch only
@@ -82,7 +83,7 @@ def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Subject]:
     yield _subject(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
     rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
     yield _subject(f'{name}, {REWRITTEN}', curated.config, rewrites, quick)
-    theirs = f'{name.rpartition(" ")[0]} {curated.backbone} of mmseg'
+    theirs = f'{name.rpartition(" ")[0]} {curated.backbone}{THEIR_BACKBONE}'
     yield _subject(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
 
 
@@ -118,8 +119,8 @@ def reference(name: str) -> str | None:
 
 
 def markdown(record: Record) -> str:
-    """A table per group."""
-    parts = []
+    """One table of all networks in PyTorch, and the details of every group."""
+    parts = [_overview(record)]
     for group in dict.fromkeys(row.group for row in record.rows):
         rows = [row for row in record.rows if row.group == group]
         base = base_of(rows)
@@ -132,10 +133,36 @@ def markdown(record: Record) -> str:
     return '\n\n'.join(parts)
 
 
+def _overview(record: Record) -> str:
+    """A row per network, in milliseconds an image."""
+    groups_ = dict.fromkeys(r.group for r in record.rows if r.settings.get('runtime') == 'pytorch')
+    rows: dict[str, list[Any]] = {}
+    for group in groups_:
+        names = dict.fromkeys(r.name.split(', ')[0] for r in record.rows if r.group == group)
+        theirs = next((n for n in names if n.endswith(THEIR_BACKBONE)), None)
+        for name in names:
+            fused = record.row(f'{name}, {FUSED}', group)
+            if fused is None or name == theirs or name in rows:
+                continue
+            forms = [record.row(f'{name}, {form}', group) for form in (TRAINED, FUSED, REWRITTEN)]
+            forms.append(record.row(f'{theirs}, {FUSED}', group))
+            rows[name] = [
+                name,
+                f'{fused.info["parameters"] / 1e6:.2f}',
+                f'{fused.info["flops"] / 1e9:.1f}',
+                *(None if row is None else f'{1e3 * row.median:.0f}' for row in forms),
+            ]
+    return markdown_table(
+        ['network', 'parameters, M', 'G multiply-adds', 'as trained, ms', 'fused, ms',
+         'rewritten, ms', "with mmseg's own backbone, fused, ms"],
+        rows.values(),
+    )  # fmt: skip
+
+
 def base_of(rows: Sequence[Row]) -> str:
     """The row of a group that ratios are to: PIDNet-S in its runtime, or mmseg's own config."""
     names = [row.name for row in rows]
-    wanted = [n for n in names if n.startswith(f'{BASE}, {FUSED}') or ' of mmseg, ' in n]
+    wanted = [n for n in names if n.startswith(f'{BASE}, {FUSED}') or f'{THEIR_BACKBONE}, ' in n]
     return wanted[-1] if wanted else names[0]
 
 

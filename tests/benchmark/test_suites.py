@@ -105,14 +105,25 @@ def test_dropin_measures_what_it_says():
 
 
 def test_the_dropin_table_by_hand():
-    info = dict(parameters=2_500_000, flops=3.21e9)
+    more = dict(
+        info=dict(parameters=2_500_000, flops=3.21e9),
+        group='real time, pytorch',
+        settings=dict(runtime='pytorch'),
+    )
     rows = [
-        row('PIDNet-S, fused', [0.1, 0.1], info=info, group='real time, pytorch'),
-        row('FPN-64 A0, fused', [0.2, 0.4], info=info, group='real time, pytorch', agreement=0.5),
-        row('FPN-64 A0, rewritten', [], failure='too large', group='real time, pytorch'),
+        row('PIDNet-S, fused', [0.1, 0.1], **more),
+        row('FPN-64 A0, fused', [0.2, 0.4], agreement=0.5, **more),
+        row('FPN-64 A0, rewritten', [], failure='too large', **more),
+        row('FCN A1, as trained', [2.0], **dict(more, group='FCN A1')),
+        row('FCN A1, fused', [1.0], **dict(more, group='FCN A1')),
+        row('FCN ResNet-50 of mmseg, fused', [4.0], **dict(more, group='FCN A1')),
     ]
-    lines = dropin.markdown(record(rows)).splitlines()
-    assert lines[0] == '**real time, pytorch**'
+    text = dropin.markdown(record(rows))
+    lines = text.splitlines()
+    assert '| FCN A1 | 2.50 | 3.2 | 2000 | 1000 | - | 4000 |' in lines
+    assert '| FPN-64 A0 | 2.50 | 3.2 | - | 300 | - | - |' in lines
+    assert '**real time, pytorch**' in lines
+    assert '| FCN A1, fused | 2.50 | 3.2 | 1000 | 0 % | 4.00 | - | - |' in lines
     assert '| PIDNet-S, fused | 2.50 | 3.2 | 100 | 0 % | 1.00 | - | - |' in lines
     assert '| FPN-64 A0, fused | 2.50 | 3.2 | 300 | 67 % | 0.38 | 50.000 % | - |' in lines
     failed = '| FPN-64 A0, rewritten | - | - | not measured: too large | - | - | - | - |'
