@@ -135,7 +135,8 @@ def markdown(record: Record) -> str:
 
 def _overview(record: Record) -> str:
     """A row per network, in milliseconds an image."""
-    groups_ = dict.fromkeys(r.group for r in record.rows if r.settings.get('runtime') == 'pytorch')
+    elsewhere = {r.group for r in record.rows if r.settings.get('runtime') != 'pytorch'}
+    groups_ = dict.fromkeys(r.group for r in record.rows if r.group not in elsewhere)
     rows: dict[str, list[Any]] = {}
     for group in groups_:
         names = dict.fromkeys(r.name.split(', ')[0] for r in record.rows if r.group == group)
