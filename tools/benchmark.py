@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from mmseg_repvgg.benchmark.protocol import Protocol
-from mmseg_repvgg.benchmark.run import RUNTIME_NAMES, run_benchmark
+from mmseg_repvgg.benchmark.record import Record, joined
+from mmseg_repvgg.benchmark.run import RUNTIME_NAMES, run_benchmark, write
 from mmseg_repvgg.benchmark.suites import SUITES
 from mmseg_repvgg.command_line import user_errors
 
@@ -19,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('name', choices=list(SUITES), help='table or figure of the paper')
+    parser.add_argument('name', choices=list(SUITES), help='of the paper, or our own dropin')
     parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
     parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(RUNTIME_NAMES))
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='only these groups of subjects')
@@ -33,8 +34,18 @@ def main() -> None:
     parser.add_argument(
         '--quick', action='store_true', help='small stand-ins: a test of the benchmark itself'
     )
+    parser.add_argument(
+        '--join',
+        nargs='+',
+        type=Path,
+        metavar='JSON',
+        help='measure nothing: write the tables of records that were measured group by group',
+    )
     args = parser.parse_args()
     with user_errors('benchmark'):
+        if args.join:
+            write(joined([Record.read(path) for path in args.join]), args.out)
+            return
         protocol = Protocol(args.rounds, args.warm_up, args.threads, args.time_limit)
         run_benchmark(
             args.name, args.out, args.runtimes, protocol, args.quick, args.groups, args.only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmseg_repvgg.analysis.complexity import count
 from mmseg_repvgg.analysis.paper_tables import PAPER_ROWS, Classifier
 from mmseg_repvgg.benchmark.forward import calibrate, forward_pass, scene
 from mmseg_repvgg.benchmark.subject import Built
 from mmseg_repvgg.models.backbone import DilatedRepVGG
+from mmseg_repvgg.reparam.equivalence import model_outputs
 from mmseg_repvgg.reparam.rewrites import deployed_copy
+from mmseg_repvgg.swap_backbone.bases import SCOPE, find_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -38,21 +42,25 @@ class Logits(nn.Module):
 def segmentor(
     config: str,
     rewrites: Sequence[str],
-    size: int = 713,
+    size: int | Sequence[int] = 713,
     batch: int = 1,
     backbone: dict[str, Any] | None = None,
+    count_flops: bool = False,
     **run: Any,
 ) -> Built:
-    """A segmentor of ``configs/`` on square demo scenes.
+    """A segmentor on demo scenes, without its auxiliary heads.
 
     Args:
-        config: Name of the config file.
+        config: Name of a config file in ``configs/``, or of a config of the installed mmseg with
+            ``mmseg::`` before it.
         rewrites: What is done to it before; ``own`` stands for the backbone's own fusing.
-        size: Height and width in pixels.
+        size: Height and width in pixels; one number for both.
         batch: Images.
         backbone: Changes of the backbone's settings.
+        count_flops: Whether the info has the multiply-adds of convs and linear layers, ``flops``.
         **run: Of :func:`forward_pass`.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     torch.manual_seed(0)
     cfg = Config.fromfile(str(_config(config)))
     init_default_scope('mmseg')
@@ -65,14 +73,28 @@ def segmentor(
         else:
             cfg.model.backbone.update(backbone)
     model = MODELS.build(cfg.model)
-    side = min(size, 193)
-    calibrate(model, scene(side, side, 2), lambda images: model(images, mode='tensor'))
+    calibrate(
+        model, scene(_small(height), _small(width), 2), lambda images: model_outputs(model, images)
+    )
     names = [name for name in rewrites if name != 'own']
     if 'own' in rewrites:
         _fuse_as_its_authors_do(model)
     if names:
         model, _ = deployed_copy(model, names)
-    return forward_pass(Logits(model), scene(size, size, batch), **run)
+    info = dict(flops=_flops(model, (height, width))) if count_flops else {}
+    built = forward_pass(Logits(model), scene(height, width, batch), **run)
+    built.info.update(info)
+    return built
+
+
+def _small(side: int) -> int:
+    """A side to calibrate with; some networks take nothing but multiples of 64."""
+    return min(side, 193 if side % 64 else 192)
+
+
+def _flops(segmentor: nn.Module, size: tuple[int, int]) -> float:
+    """Multiply-adds for an image, of a copy without weights: nothing is computed."""
+    return count(copy.deepcopy(Logits(segmentor)).to('meta'), size).flops
 
 
 def classifier(
@@ -123,6 +145,8 @@ def convolution(kernel_size: int, channels: int, size: int, batch: int = 1, **ru
 
 
 def _config(name: str) -> Path:
+    if name.startswith(SCOPE):
+        return find_config(name)
     path = CONFIGS / name
     if not path.is_file():
         raise FileNotFoundError(f'{path} not found: benchmarks run from a checkout of the project')

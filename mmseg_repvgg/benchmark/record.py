@@ -8,8 +8,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,6 +112,32 @@ class Record:
         scale = row.examples / base.examples
         pairs = zip(row.seconds, base.seconds, strict=True)
         return statistics.median(scale * theirs / own for own, theirs in pairs)
+
+
+def joined(records: Sequence[Record]) -> Record:
+    """Records of one benchmark that was measured part by part, as one.
+
+    Raises:
+        ValueError: If they are not of one benchmark, code, machine and protocol, or have a group in
+            common.
+    """
+    first = records[0]
+    for name in ('benchmark', 'commit', 'machine', 'versions', 'protocol'):
+        found = {json.dumps(getattr(record, name), sort_keys=True) for record in records}
+        if len(found) > 1:
+            raise ValueError(
+                f'records with different {name} cannot be joined: {"; ".join(sorted(found))}. '
+                'Measure all parts with one commit and the same options'
+            )
+    groups = [group for record in records for group in {row.group for row in record.rows}]
+    if len(set(groups)) < len(groups):
+        raise ValueError(f'the groups {sorted(groups)} are not of one record each')
+    return replace(
+        first,
+        command='`, `'.join(record.command for record in records),
+        date=max(record.date for record in records),
+        rows=[row for record in records for row in record.rows],
+    )
 
 
 def make_record(

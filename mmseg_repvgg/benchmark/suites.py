@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8
+from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.benchmark.subject import Subject
 
@@ -39,6 +39,13 @@ SUITES: dict[str, Suite] = {
     'table1': Suite('Kernel sizes (Table 1)', table1.groups, table1.markdown, table1.plot),
     'table6': Suite(
         'Branches before fusing (Table 6)', table6.groups, table6.markdown, table6.plot
+    ),
+    'dropin': Suite(
+        'Curated configs at 512x1024',
+        dropin.groups,
+        dropin.markdown,
+        dropin.plot,
+        dropin.reference,
     ),
     'figure3': Suite('Memory of blocks (Figure 3)', figure3.groups, figure3.markdown, figure3.plot),
 }

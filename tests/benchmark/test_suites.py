@@ -1,5 +1,6 @@
 """The benchmarks: what they measure, what they quote, and a quick run of each."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark import dropin, figure3, networks, table1, table4, table6, table8
+from mmseg_repvgg.benchmark.record import Record, Row, joined
 from mmseg_repvgg.benchmark.run import run_benchmark
 from mmseg_repvgg.benchmark.suites import SUITES
 
@@ -87,6 +88,59 @@ def test_tables_by_hand():
     assert '| plain | 200 MiB | 2.00 | 1 |' in text
 
 
+def test_dropin_measures_what_it_says():
+    groups = dropin.groups(['pytorch', 'mnn'], quick=False)
+    assert list(groups) == [*dropin.CURATED, 'real time, pytorch', 'real time, mnn']
+    for members in groups.values():
+        names = [subject.name for subject in members]
+        assert all(dropin.reference(name) in names for name in names)
+        assert {tuple(subject.settings['size']) for subject in members} == {(512, 1024)}
+    subjects = {s.name: s.settings for members in groups.values() for s in members}
+    assert {networks._config(s['config']).is_file() for s in subjects.values()} == {True}
+    assert subjects['FCN A1, as trained']['rewrites'] == []
+    assert subjects['FCN ResNet-50 of mmseg, fused']['rewrites'] == ['batchnorm']
+    # what ours get, theirs get, too
+    ours, theirs = (subjects[f'{n}, rewritten']['rewrites'] for n in ('FPN-64 A0', 'PIDNet-S'))
+    assert ours == ['branches', *theirs] and 'winograd' in theirs
+
+
+def test_the_dropin_table_by_hand():
+    more = dict(
+        info=dict(parameters=2_500_000, flops=3.21e9),
+        group='real time, pytorch',
+        settings=dict(runtime='pytorch'),
+    )
+    rows = [
+        row('PIDNet-S, fused', [0.1, 0.1], **more),
+        row('FPN-64 A0, fused', [0.2, 0.4], agreement=0.5, **more),
+        row('FPN-64 A0, rewritten', [], failure='too large', **more),
+        row('FCN A1, as trained', [2.0], **dict(more, group='FCN A1')),
+        row('FCN A1, fused', [1.0], **dict(more, group='FCN A1')),
+        row('FCN ResNet-50 of mmseg, fused', [4.0], **dict(more, group='FCN A1')),
+    ]
+    text = dropin.markdown(record(rows))
+    lines = text.splitlines()
+    assert '| FCN A1 | 2.50 | 3.2 | 2000 | 1000 | - | 4000 |' in lines
+    assert '| FPN-64 A0 | 2.50 | 3.2 | - | 300 | - | - |' in lines
+    assert '**real time, pytorch**' in lines
+    assert '| FCN A1, fused | 2.50 | 3.2 | 1000 | 0 % | 4.00 | - | - |' in lines
+    assert '| PIDNet-S, fused | 2.50 | 3.2 | 100 | 0 % | 1.00 | - | - |' in lines
+    assert '| FPN-64 A0, fused | 2.50 | 3.2 | 300 | 67 % | 0.38 | 50.000 % | - |' in lines
+    failed = '| FPN-64 A0, rewritten | - | - | not measured: too large | - | - | - | - |'
+    assert failed in lines
+
+
+def test_records_of_parts_are_joined():
+    one, two = (record([row('a', [1.0], group=group)]) for group in ('g', 'h'))
+    both = joined([one, two])
+    assert [r.group for r in both.rows] == ['g', 'h']
+    assert both.command == 'c`, `c'
+    with pytest.raises(ValueError, match='not of one record each'):
+        joined([one, one])
+    with pytest.raises(ValueError, match='different commit cannot be joined'):
+        joined([one, dataclasses.replace(two, commit='other')])
+
+
 def test_wrong_names_are_refused(tmp_path):
     for arguments, text in (
         (dict(name='table9'), "unknown benchmark 'table9'; choose from table8"),
@@ -109,6 +163,7 @@ def test_wrong_names_are_refused(tmp_path):
         ('table1', ['--runtimes', 'pytorch', 'mnn']),
         pytest.param('table6', [], marks=pytest.mark.slow),
         pytest.param('table4', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
+        pytest.param('dropin', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
         pytest.param('table8', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
     ],
 )
@@ -124,7 +179,7 @@ def test_a_quick_run_measures_everything_and_writes_three_files(tmp_path, name, 
     found = Record.read(tmp_path / 'out' / f'{name}.json')
     assert not [row.failure for row in found.rows if row.failure]
     assert all(len(row.seconds) == 1 for row in found.rows)
-    if name == 'table8':
+    if name in ('table8', 'dropin'):
         assert all(row.agreement > 0.99 for row in found.rows)
     text = (tmp_path / 'out' / f'{name}.md').read_text()
     assert text.startswith(f'# {SUITES[name].title}\n')

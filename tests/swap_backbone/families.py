@@ -113,7 +113,7 @@ def check_fusing(model: nn.Module) -> None:
     """
     randomise_batchnorms(model).double()
     fused, counts = deployed_copy(model, ['branches', 'batchnorm'])
-    assert counts['branches'] == 1 + sum(TINY['num_blocks'])
+    assert counts['branches'] == 1 + sum(model.backbone.arch.num_blocks)
     torch.set_default_dtype(torch.float64)  # of what heads draw
     try:
         images = torch.randn(1, 3, 97, 129)

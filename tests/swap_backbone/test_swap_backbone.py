@@ -43,7 +43,7 @@ def run_tool(monkeypatch, *words):
 
 def test_the_tool_writes_a_config_that_needs_nothing_but_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_tool(monkeypatch, f'mmseg::fcn/{FCN}.py', 'new/child.py', '--arch', 'A0')
+    run_tool(monkeypatch, f'mmseg::fcn/{FCN}.py', '--arch', 'A0', 'new/child.py')
     assert '2048 channels, stride 8 -> 1280, stride 8' in capsys.readouterr().out
     text = (tmp_path / 'new' / 'child.py').read_text()
     assert f'Command: python tools/swap_backbone.py mmseg::fcn/{FCN}.py new/child.py' in text

@@ -1,0 +1,38 @@
+"""Semantic FPN on RepVGG-A2, output stride 32.
+
+A child of mmseg's own config, written by
+python tools/swap_backbone.py fpn_r50_4xb2-80k_cityscapes-512x1024 --arch A2 --weights none configs/dropin/sem_fpn_repvgg_a2.py
+Data, heads, losses and optimizer (SGD, 0.01, weight decay 5e-4, 80k iterations) are mmseg's; added
+are a warm-up over 1000 iterations and the deploy hook.
+Command: torchrun --nproc_per_node 4 tools/train.py configs/dropin/sem_fpn_repvgg_a2.py --launcher pytorch
+Hardware: 4 GPUs, 2 crops of 512x1024 each.
+Expected: not known, it was not trained here. mmseg's Semantic FPN on ResNet-50 by this recipe has 74.52
+mIoU on Cityscapes val, quoted from its model zoo. Cost and speed: docs/dropin.md.
+That one starts from ImageNet weights; add to the command
+--cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A2_8xb32_in1k_20221213-a8767caf.pth
+"""
+
+_base_ = [
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py',
+]
+
+custom_imports = dict(imports=['mmseg_repvgg'], allow_failed_imports=False)
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type='DilatedRepVGG',
+        arch='A2',
+        strides=(2, 2, 2, 2),
+        dilations=(1, 1, 1, 1),
+        out_indices=(0, 1, 2, 3),
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 1408]),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type='PolyLR', eta_min=0.0001, power=0.9, begin=1000, end=80000, by_epoch=False),
+]
+custom_hooks = [dict(type='RepVGGDeployHook')]

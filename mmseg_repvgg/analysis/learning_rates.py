@@ -1,0 +1,222 @@
+"""Short trainings at several learning rates, with and without a warm-up: how stable they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from mmengine.config import Config
+
+from mmseg_repvgg.benchmark.record import markdown_table
+from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
+from mmseg_repvgg.engine import launch
+from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.reparam.equivalence import EquivalenceError
+
+CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo_pspnet_repvgg_a0.py'
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+"""Those of mmseg's schedules."""
+START = 0.001
+"""Share of the learning rate that a warm-up starts from."""
+WINDOW = 10
+"""Iterations that losses are averaged over, for the figure and the table."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training, as it stands in its JSON file."""
+
+    learning_rate: float
+    warm_up: int  # iterations, linear; 0: none
+    iterations: int
+    crop: int  # height and width in pixels
+    batch: int
+    seed: int
+    losses: list[float | None]  # of every iteration, all heads; None: not a number
+    gradients: list[float | None]  # norm over all parameters before each step
+    miou: float | None  # percent, of the fused form; None: it could not be evaluated
+    accuracy: float | None  # of pixels, percent
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return curve_name(self.learning_rate, self.warm_up, self.seed)
+
+    @property
+    def smooth(self) -> list[float]:
+        """Losses averaged over the last :data:`WINDOW` iterations; NaN after one of them."""
+        values = [math.nan if loss is None else loss for loss in self.losses]
+        parts = (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))
+        return [sum(part) / len(part) for part in parts]
+
+
+def curve_name(learning_rate: float, warm_up: int, seed: int) -> str:
+    """What a folder of curves keeps apart."""
+    return f'lr{learning_rate:g}_warmup{warm_up}_seed{seed}'
+
+
+def train_curve(
+    scenes: Path,
+    work_dir: Path,
+    learning_rate: float,
+    warm_up: int,
+    iterations: int = 120,
+    crop: int = 129,
+    batch: int = 4,
+    seed: int = 0,
+) -> Curve:
+    """Train the demo's PSPNet on RepVGG-A0 from scratch with SGD, as mmseg's schedules do.
+
+    The rate falls by poly 0.9, as there, after the warm-up.
+
+    Args:
+        scenes: Folder of demo scenes; they are drawn if they are not there.
+        work_dir: For the log.
+        learning_rate: Of all layers.
+        warm_up: Iterations over which it rises linearly; 0 for none.
+        iterations: Of the whole training.
+        crop: Height and width in pixels.
+        batch: Images an iteration.
+        seed: Of weights, crops and order.
+    """
+    make_demo_scenes(scenes, num_train=120, num_val=20, size=(512, 256))
+    cfg = _config(scenes, learning_rate, warm_up, iterations, crop, batch, seed)
+    with suppress(EquivalenceError):  # diverged: nothing to evaluate, but the losses tell
+        launch.train(cfg, str(work_dir))
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    steps = [row for row in rows if 'loss' in row]
+    scores: dict[str, float] = next((row for row in rows if 'mIoU' in row), {})
+    return Curve(
+        learning_rate, warm_up, iterations, crop, batch, seed,
+        [_number(row['loss']) for row in steps],
+        [_number(row['grad_norm']) for row in steps],
+        scores.get('mIoU'),
+        scores.get('aAcc'),
+    )  # fmt: skip
+
+
+def _config(
+    scenes: Path, rate: float, warm_up: int, iterations: int, crop: int, batch: int, seed: int
+) -> Config:
+    cfg = launch.load_config(CONFIG)
+    cfg.model.data_preprocessor.size = (crop, crop)
+    for name in ('train', 'val', 'test'):
+        loader = cfg[f'{name}_dataloader']
+        loader.dataset.data_root = str(scenes)
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.batch_size = batch
+    next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop').crop_size = (
+        crop,
+        crop,
+    )
+    cfg.optim_wrapper = dict(
+        type='OptimWrapper',
+        optimizer=dict(type='SGD', lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        clip_grad=dict(max_norm=math.inf),  # clips nothing, and logs the norm
+    )
+    poly = dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=warm_up)
+    rise = dict(type='LinearLR', start_factor=START, by_epoch=False, begin=0, end=warm_up)
+    cfg.param_scheduler = [rise, poly] if warm_up else [poly]
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    cfg.log_processor.window_size = 1
+    cfg.randomness = dict(seed=seed)
+    cfg.visualizer.name = f'{rate:g}-{warm_up}-{seed}'  # one of a name is kept by the process
+    return cfg
+
+
+def _number(value: Any) -> float | None:
+    return round(float(value), 5) if math.isfinite(float(value)) else None
+
+
+def write_curve(curve: Curve, folder: Path) -> None:
+    """Write ``folder/<name>.json``.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / f'{curve.name}.json') as temporary:
+        temporary.write_text(json.dumps(asdict(curve)) + '\n', encoding='utf-8')
+
+
+def read_curves(folder: Path) -> list[Curve]:
+    """All curves in a folder, by rate, warm-up and seed.
+
+    Raises:
+        ValueError: If there are none, or a file is no curve.
+    """
+    curves = []
+    for path in sorted(folder.glob('*.json')):
+        try:
+            curves.append(Curve(**json.loads(path.read_text(encoding='utf-8'))))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f'{path} is no curve of tools/learning_rates.py ({error!r})'
+            ) from error
+    if not curves:
+        raise ValueError(f'{folder} holds no curves; train some with tools/learning_rates.py')
+    return sorted(curves, key=lambda c: (c.learning_rate, c.warm_up, c.seed))
+
+
+def table(curves: Iterable[Curve]) -> str:
+    """A row per curve, in Markdown."""
+    rows = []
+    for curve in curves:
+        smooth = curve.smooth
+        early = [loss for loss in curve.losses[: len(curve.losses) // 3] if loss is not None]
+        norms = [norm for norm in curve.gradients if norm is not None]
+        rows.append(
+            [
+                f'{curve.learning_rate:g}',
+                curve.warm_up or 'none',
+                curve.seed,
+                f'{max(early):.1f}' if early else None,
+                f'{max(norms):.0f}' if norms else None,
+                'not a number' if math.isnan(smooth[-1]) else f'{smooth[-1]:.2f}',
+                None if curve.miou is None else f'{curve.miou:.1f}',
+                None if curve.accuracy is None else f'{curve.accuracy:.1f}',
+            ]
+        )
+    return markdown_table(
+        ['learning rate', 'warm-up', 'seed', 'largest loss, first third', 'largest gradient norm',
+         f'loss, last {WINDOW}', 'mIoU, %', 'pixel accuracy, %'], rows,
+    )  # fmt: skip
+
+
+def plot(curves: Sequence[Curve], path: Path) -> None:
+    """Draw the losses, a panel per learning rate, with and without warm-up; a line per seed.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    rates = sorted({curve.learning_rate for curve in curves})
+    figure = Figure(figsize=(3.4 * len(rates), 3.6), layout='constrained')
+    panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+    for axes, rate in zip(panels, rates, strict=True):
+        shown: set[bool] = set()
+        for curve in (c for c in curves if c.learning_rate == rate):
+            warm = curve.warm_up > 0
+            label = f'warm-up over {curve.warm_up}' if warm else 'no warm-up'
+            axes.plot(
+                range(1, len(curve.losses) + 1),
+                curve.smooth,
+                color='tab:green' if warm else 'tab:red',
+                linewidth=1.2,
+                label=None if warm in shown else label,
+            )
+            shown.add(warm)
+        axes.set(title=f'learning rate {rate:g}', xlabel='iteration', yscale='log')
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel(f'training loss, mean of {WINDOW}')
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={'Software': None})

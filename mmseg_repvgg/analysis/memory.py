@@ -1,0 +1,209 @@
+"""Memory of a training step, estimated without computing anything (tools/estimate_memory.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmseg_repvgg.checks import check_whole
+
+STEPS = 2  # the optimizer has its state from the first step on
+LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
+"""What mmseg's heads log beside the loss; it selects pixels by values, which are not there."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step in float32 on one device."""
+
+    parameters: int  # and buffers
+    gradients: int
+    optimizer: int  # its state
+    saved: int  # what autograd keeps from forward to backward, images included
+    peak: int  # the most that lives at one time, with all of the above and passing results
+
+    def __str__(self) -> str:
+        rows = dict(vars(self))
+        rows['saved for backward'] = rows.pop('saved')
+        rows['peak of a step'] = rows.pop('peak')
+        return '\n'.join(f'{name:20} {value / 2**20:9.0f} MiB' for name, value in rows.items())
+
+
+def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
+    """Follow two training steps of a config's model with tensors that have no memory.
+
+    Heads, losses and optimizer are the config's. Not included are what convolutions and other
+    kernels work in (cuDNN's or oneDNN's), the allocator's fragments and rounding, the CUDA
+    context, buckets of distributed training, and data loading.
+
+    Args:
+        cfg: A config of a segmentor.
+        batch: Images a device.
+        size: Height and width in pixels of the crops.
+
+    Raises:
+        ValueError: On a wrong size, or if the loss depends on values.
+    """
+    check_whole('batch', batch, 1)
+    for side in size:
+        check_whole('size', side, 1)
+    with FakeTensorMode():
+        model, optimizer = _build(cfg)
+        live = _LiveBytes([*model.parameters(), *model.buffers()])
+        try:
+            with live:
+                saved = _train(model, optimizer, batch, size)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ValueError(
+                f'the training step of {cfg.filename} depends on values ({error.func}), so that '
+                'it cannot be followed without computing it; measure it'
+            ) from error
+        return Memory(
+            parameters=_bytes([*model.parameters(), *model.buffers()]),
+            gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
+            optimizer=_bytes(tree_leaves(list(optimizer.optimizer.state.values()))),
+            saved=saved,
+            peak=live.peak,
+        )
+
+
+def measure(cfg: Config, batch: int, size: tuple[int, int]) -> int:
+    """Do the same steps for real: the most bytes that PyTorch's allocator has given at one time.
+
+    On a GPU, if there is one; what a process holds there is more (see :func:`estimate`).
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        with torch.device('cuda'):
+            _train(*_build(cfg), batch, size)
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _train(*_build(cfg), batch, size)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / 'trace.json'
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())['traceEvents']
+    changes = [event for event in events if event['name'] == '[memory]']
+    changes.sort(key=lambda event: event['ts'])
+    return max(accumulate(event['args']['Bytes'] for event in changes))
+
+
+def _build(cfg: Config) -> tuple[nn.Module, Any]:
+    """The model, not initialized, in training mode, and its optimizer."""
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    logging.disable(logging.INFO)  # the optimizer tells the settings of every parameter
+    try:
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
+        wrapper.pop('loss_scale', None)
+        optimizer = build_optim_wrapper(model, wrapper)
+    finally:
+        logging.disable(logging.NOTSET)
+    model.train()
+    return model, optimizer
+
+
+def _train(model: Any, optimizer: Any, batch: int, size: tuple[int, int]) -> int:
+    """Train for :data:`STEPS`; returns the bytes saved for the last backward pass."""
+    from mmseg.structures import SegDataSample
+
+    for _ in range(STEPS):
+        images = torch.zeros(batch, 3, *size)
+        labels = [PixelData(data=torch.zeros(1, *size, dtype=torch.long)) for _ in range(batch)]
+        samples = [SegDataSample(gt_sem_seg=label) for label in labels]
+        with _saved_bytes(model) as saved, mock.patch(LABEL_ACCURACY, _no_accuracy):
+            loss, _ = model.parse_losses(model(images, samples, mode='loss'))
+            total = saved()
+        loss.backward()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
+    return total
+
+
+def _no_accuracy(logits: Tensor, *_args: Any, **_options: Any) -> Tensor:
+    return logits.new_zeros(1)
+
+
+@contextmanager
+def _saved_bytes(model: nn.Module) -> Iterator[Any]:
+    """Give a function that tells what autograd has saved within, without parameters, in bytes."""
+    own = {_key(p) for p in [*model.parameters(), *model.buffers()]}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _key(tensor) not in own:
+            sizes[_key(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(sizes.values())
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of some tensors and of what operators make, while they live."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+        for tensor in tensors:
+            self._count(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        key, storage = _key(tensor), tensor.untyped_storage()
+        if key in self._known:
+            return  # a view, or changed in place
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _bytes(values: list[Any]) -> int:
+    storages = {_key(v): v.untyped_storage().nbytes() for v in values if isinstance(v, Tensor)}
+    return sum(storages.values())

@@ -1,0 +1,201 @@
+"""The curated configs of ``configs/dropin``, and real-time networks of mmseg beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
+
+SIZE = (512, 1024)
+"""Height and width in pixels, those of mmseg's Cityscapes crops."""
+QUICK_SIZE = (64, 128)
+
+
+@dataclass(frozen=True)
+class Curated:
+    """A config of ours, and the one of mmseg that it is a child of."""
+
+    config: str
+    theirs: str
+    backbone: str  # of theirs
+
+
+CURATED = {
+    'DeepLabV3+ B1g2': Curated(
+        'dropin/deeplabv3plus_repvgg_b1g2.py',
+        'mmseg::deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024',
+        'ResNet-50',
+    ),
+    'UPerNet B1': Curated(
+        'dropin/upernet_repvgg_b1.py',
+        'mmseg::upernet_r50_4xb2-40k_cityscapes-512x1024',
+        'ResNet-50',
+    ),
+    'SemFPN A2': Curated(
+        'dropin/sem_fpn_repvgg_a2.py', 'mmseg::fpn_r50_4xb2-80k_cityscapes-512x1024', 'ResNet-50'
+    ),
+    'FCN A1': Curated(
+        'dropin/fcn_repvgg_a1.py', 'mmseg::fcn_r50-d8_4xb2-40k_cityscapes-512x1024', 'ResNet-50'
+    ),
+    'OCRNet B0': Curated(
+        'dropin/ocrnet_repvgg_b0.py',
+        'mmseg::ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024',
+        'ResNet-101',
+    ),
+}
+OURS = {
+    'FPN-64 A0': 'dropin/realtime_repvgg_a0.py',
+    'FPN-128 A1': 'dropin/realtime_repvgg_a1.py',
+}
+THEIRS = {
+    'PIDNet-S': 'mmseg::pidnet-s_2xb6-120k_1024x1024-cityscapes',
+    'DDRNet-23-slim': 'mmseg::ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024',
+    'BiSeNetV2': 'mmseg::bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024',
+}
+REAL_TIME = 'real time'
+BASE = 'PIDNet-S'
+
+THEIR_BACKBONE = ' of mmseg'
+TRAINED, FUSED, REWRITTEN = 'as trained', 'fused', 'rewritten'
+MORE = ('dilation', 'pyramid')
+WINOGRAD = ('winograd',)  # PyTorch only
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+    """A group per curated config, in PyTorch, and one of the real-time networks per runtime."""
+    found = {}
+    if 'pytorch' in runtimes:
+        for name, curated in CURATED.items():
+            if not quick or name == 'SemFPN A2':
+                found[name] = list(_curated(name, curated, quick))
+    for runtime in runtimes:
+        found[f'{REAL_TIME}, {runtime}'] = list(_real_time(runtime, quick))
+    return found
+
+
+def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Subject]:
+    yield _subject(f'{name}, {TRAINED}', curated.config, (), quick)
+    yield _subject(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
+    rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
+    yield _subject(f'{name}, {REWRITTEN}', curated.config, rewrites, quick)
+    theirs = f'{name.rpartition(" ")[0]} {curated.backbone}{THEIR_BACKBONE}'
+    yield _subject(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
+
+
+def _real_time(runtime: str, quick: bool) -> Iterator[Subject]:
+    """Every network gets whatever rewrites act on it; PyTorch runs beside every other runtime."""
+    where = '' if runtime == 'pytorch' else f', {runtime}'
+    for name, config in {**OURS, **THEIRS}.items():
+        fused = ('branches', 'batchnorm') if name in OURS else ('batchnorm',)
+        if name in OURS and runtime == 'pytorch':
+            yield _subject(f'{name}, {TRAINED}', config, (), quick)
+        yield _subject(f'{name}, {FUSED}', config, fused, quick)
+        if where:
+            yield _subject(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
+        else:
+            yield _subject(f'{name}, {REWRITTEN}', config, (*fused, *MORE, *WINOGRAD), quick)
+
+
+def _subject(
+    name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str = 'pytorch'
+) -> Subject:
+    size = list(QUICK_SIZE if quick else SIZE)
+    settings: dict[str, Any] = dict(
+        config=config, rewrites=list(rewrites), size=size, runtime=runtime
+    )
+    # the rewrites change the form of sums, which the count of convs does not see
+    settings['count_flops'] = not set(rewrites) & {*MORE, *WINOGRAD}
+    return Subject(name, f'{NETWORKS}:segmentor', settings)
+
+
+def reference(name: str) -> str | None:
+    """The same network fused, in PyTorch."""
+    return f'{name.split(", ")[0]}, {FUSED}'
+
+
+def markdown(record: Record) -> str:
+    """One table of all networks in PyTorch, and the details of every group."""
+    parts = [_overview(record)]
+    for group in dict.fromkeys(row.group for row in record.rows):
+        rows = [row for row in record.rows if row.group == group]
+        base = base_of(rows)
+        table = markdown_table(
+            ['network', 'parameters, M', 'G multiply-adds', 'ms an image', 'spread',
+             f'speed, {base} = 1', 'argmax agreement', 'peak memory'],
+            [_cells(record, row, base) for row in rows],
+        )  # fmt: skip
+        parts.append(f'**{group}**\n\n{table}')
+    return '\n\n'.join(parts)
+
+
+def _overview(record: Record) -> str:
+    """A row per network, in milliseconds an image."""
+    elsewhere = {r.group for r in record.rows if r.settings.get('runtime') != 'pytorch'}
+    groups_ = dict.fromkeys(r.group for r in record.rows if r.group not in elsewhere)
+    rows: dict[str, list[Any]] = {}
+    for group in groups_:
+        names = dict.fromkeys(r.name.split(', ')[0] for r in record.rows if r.group == group)
+        theirs = next((n for n in names if n.endswith(THEIR_BACKBONE)), None)
+        for name in names:
+            fused = record.row(f'{name}, {FUSED}', group)
+            if fused is None or name == theirs or name in rows:
+                continue
+            forms = [record.row(f'{name}, {form}', group) for form in (TRAINED, FUSED, REWRITTEN)]
+            forms.append(record.row(f'{theirs}, {FUSED}', group))
+            rows[name] = [
+                name,
+                f'{fused.info["parameters"] / 1e6:.2f}',
+                f'{fused.info["flops"] / 1e9:.1f}',
+                *(None if row is None else f'{1e3 * row.median:.0f}' for row in forms),
+            ]
+    return markdown_table(
+        ['network', 'parameters, M', 'G multiply-adds', 'as trained, ms', 'fused, ms',
+         'rewritten, ms', "with mmseg's own backbone, fused, ms"],
+        rows.values(),
+    )  # fmt: skip
+
+
+def base_of(rows: Sequence[Row]) -> str:
+    """The row of a group that ratios are to: PIDNet-S in its runtime, or mmseg's own config."""
+    names = [row.name for row in rows]
+    wanted = [n for n in names if n.startswith(f'{BASE}, {FUSED}') or f'{THEIR_BACKBONE}, ' in n]
+    return wanted[-1] if wanted else names[0]
+
+
+def _cells(record: Record, row: Row, base: str) -> list[Any]:
+    if row.failure:
+        return [row.name, *[None] * 2, f'not measured: {row.failure}', *[None] * 4]
+    ratio = record.ratio(row.name, base, row.group)
+    flops = row.info.get('flops')
+    return [
+        row.name,
+        f'{row.info["parameters"] / 1e6:.2f}',
+        None if flops is None else f'{flops / 1e9:.1f}',
+        f'{1e3 * row.median:.0f}',
+        f'{100 * row.spread:.0f} %',
+        None if ratio is None else f'{ratio:.2f}',
+        None if row.agreement is None else f'{100 * row.agreement:.3f} %',
+        None if row.peak_memory is None else f'{row.peak_memory / 2**20:.0f} MiB',
+    ]
+
+
+def plot(record: Record, path: Path) -> None:
+    """Of the real-time networks, the speed beside fused PIDNet-S in the same runtime."""
+    names = [*OURS, *THEIRS]
+    series: dict[str, list[float | None]] = {}
+    for group in dict.fromkeys(row.group for row in record.rows):
+        rows = [row for row in record.rows if row.group == group]
+        runtime = group.removeprefix(f'{REAL_TIME}, ')
+        if runtime == group:
+            continue
+        where = '' if runtime == 'pytorch' else f', {runtime}'
+        for form in (f'{FUSED}{where}', REWRITTEN):
+            speeds = [record.ratio(f'{n}, {form}', base_of(rows), group) for n in names]
+            if any(speeds):
+                series[f'{runtime}, {form.split(",")[0]}'] = speeds
+    bars(path, names, series, f'times as fast as fused {BASE}', 'Real-time networks, 512x1024')

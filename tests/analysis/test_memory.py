@@ -1,0 +1,85 @@
+"""The estimate of training memory: by hand, and beside what PyTorch's allocator gives."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmseg_repvgg.analysis.memory import _saved_bytes, estimate, measure
+from mmseg_repvgg.engine.launch import load_config
+from tests.common import TINY, segmentor_cfg
+
+PROJECT = Path(__file__).parents[2]
+DEMO = PROJECT / 'configs' / 'demo_pspnet_repvgg_a0.py'
+SGD = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+
+
+def config(**model):
+    cfg = Config(dict(model=segmentor_cfg(TINY, (8, 8, 16, 32, 64)), optim_wrapper=SGD))
+    cfg.merge_from_dict({f'model.{key}': value for key, value in model.items()})
+    return cfg
+
+
+def test_saved_bytes_by_hand():
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    with _saved_bytes(layers) as saved:
+        layers(torch.zeros(2, 3, 16, 16))
+        # the image; the conv's output for the norm, its mean and deviation; the ReLU's output
+        assert saved() == 4 * (2 * 3 * 256 + 2 * 8 * 256 + 2 * 8 + 2 * 8 * 256)
+
+
+def test_parts_by_hand():
+    found = estimate(config(), 2, (64, 64))
+    assert found.optimizer == found.gradients  # the momentum
+    assert found.parameters > found.gradients  # running means and variances are no parameters
+    assert found.peak > found.parameters + found.optimizer + found.saved
+    cfg = config()
+    cfg.optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01))
+    counters = estimate(cfg, 2, (64, 64)).optimizer - 2 * found.gradients
+    assert 0 < counters < 4 * 200  # two moments a number, and a step counter a tensor
+
+
+def test_what_is_saved_grows_with_the_pixels_and_falls_with_recomputation():
+    small, large = (estimate(config(), 2, (side, side)) for side in (64, 128))
+    assert large.saved == pytest.approx(4 * small.saved, rel=0.05)
+    again = estimate(config(**{'backbone.with_cp': True}), 2, (128, 128))
+    assert again.saved < 0.9 * large.saved
+    assert again.peak < large.peak
+    assert again.gradients == large.gradients
+
+
+@pytest.mark.parametrize('with_cp', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_peak_is_what_the_allocator_gives(with_cp):
+    cfg = load_config(DEMO, {'model.backbone.with_cp': with_cp})
+    expected = measure(cfg, 2, (97, 129))
+    assert estimate(cfg, 2, (97, 129)).peak == pytest.approx(expected, rel=0.05)
+    # negative control: a batch whose activations outweigh the optimizer is told apart
+    assert estimate(cfg, 16, (97, 129)).peak != pytest.approx(expected, rel=0.05)
+
+
+def test_losses_that_choose_pixels_by_value_are_refused():
+    sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100)
+    with pytest.raises(ValueError, match='depends on values'):
+        estimate(config(**{'decode_head.sampler': sampler}), 2, (64, 64))
+
+
+@pytest.mark.parametrize(('batch', 'size'), [(0, (64, 64)), (2, (64, -1))])
+def test_wrong_sizes(batch, size):
+    with pytest.raises(ValueError, match='batch|size'):
+        estimate(config(), batch, size)
+
+
+def test_the_tool(monkeypatch, capsys):
+    tool = PROJECT / 'tools' / 'estimate_memory.py'
+    words = [str(DEMO), '--crop', '65', '97', '--cfg-options', 'model.backbone.with_cp=True']
+    monkeypatch.setattr(sys, 'argv', [str(tool), *words])
+    runpy.run_path(str(tool), run_name='__main__')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'batch 4, crops of 65x97, float32, a device'  # the demo's batch
+    assert [line.split()[0] for line in lines[1:]] == [
+        'parameters', 'gradients', 'optimizer', 'saved', 'peak',
+    ]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Estimate the memory of training a config: ``python tools/estimate_memory.py CONFIG --batch 2``.
+
+Nothing is computed, so that it takes seconds and little memory for any size. See docs/recipes.md
+for what is not included.
+"""
+
+import argparse
+import warnings
+
+from mmengine.config import DictAction
+
+from mmseg_repvgg.analysis import memory
+from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.engine import launch
+
+
+def main() -> None:
+    """Parse the options and print the estimate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--batch', type=int, help="images a device; by default the config's")
+    parser.add_argument(
+        '--crop', type=int, nargs=2, metavar=('H', 'W'), help="pixels; by default the config's"
+    )
+    parser.add_argument(
+        '--measure',
+        action='store_true',
+        help='do the steps for real, too: the peak of what PyTorch allocates',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    args = parser.parse_args()
+    with user_errors('estimate_memory'):
+        cfg = launch.load_config(args.config, args.cfg_options)
+        batch = args.batch or cfg.train_dataloader.batch_size
+        size = tuple(args.crop or cfg.model.data_preprocessor.size)
+        warnings.simplefilter('ignore')  # of mmseg, about settings of the config
+        print(f'batch {batch}, crops of {size[0]}x{size[1]}, float32, a device')
+        print(memory.estimate(cfg, batch, size))
+        if args.measure:
+            print(f'{"measured peak":20} {memory.measure(cfg, batch, size) / 2**20:9.0f} MiB')
+
+
+if __name__ == '__main__':
+    main()
