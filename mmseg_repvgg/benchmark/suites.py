@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8
+from mmseg_repvgg.benchmark import figure3, table1, table4, table6, table8, training
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.benchmark.subject import Subject
 
@@ -41,4 +41,10 @@ SUITES: dict[str, Suite] = {
         'Branches before fusing (Table 6)', table6.groups, table6.markdown, table6.plot
     ),
     'figure3': Suite('Memory of blocks (Figure 3)', figure3.groups, figure3.markdown, figure3.plot),
+    'training': Suite(
+        "Training a block beside mmpretrain's",
+        training.groups,
+        training.markdown,
+        training.plot,
+    ),
 }

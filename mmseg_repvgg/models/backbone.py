@@ -158,12 +158,14 @@ class DilatedRepVGG(BaseModule):
             RuntimeError: If the backbone is fused and in training mode.
         """
         warn_of_slow_half(x)
+        # blocks choose their layout in training, and heads may need the one that they know
+        rearranged = self.training and x.is_contiguous()
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(x)
+                outs.append(x.contiguous() if rearranged else x)
         return tuple(outs)
 
     def init_weights(self) -> None:

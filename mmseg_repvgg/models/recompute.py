@@ -1,8 +1,8 @@
 """A conv and its BatchNorm that keep nothing between them for the backward pass.
 
-The backward pass of a BatchNorm needs its input, which here is the output of a conv. The conv keeps
-its own input and kernel anyway, so that its output can be computed again when it is wanted: exactly,
-and for a 1x1 conv beside a 3x3 one in a thirtieth of the block's multiplications.
+The backward pass of a BatchNorm needs its input, which here is the output of a conv. The conv
+keeps its own input and kernel anyway, so that its output can be computed again when it is wanted:
+exactly, and for a 1x1 conv beside a 3x3 one in a thirtieth of the block's multiplications.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _is_of_a_conv(y: Tensor) -> bool:
     return (
         node is not None
         and node.name() == 'ConvolutionBackward0'
-        and node._saved_bias_sym_sizes_opt is None  # type: ignore[attr-defined]
+        and not any(node._saved_bias_sym_sizes_opt or ())  # type: ignore[attr-defined]
         and not node._saved_transposed  # type: ignore[attr-defined]
     )
 
