@@ -15,7 +15,6 @@ from mmseg_repvgg.benchmark.record import Record, markdown_table
 from mmseg_repvgg.benchmark.subject import Built, Subject
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.models.block import RepVGGBlock
-from mmseg_repvgg.models.layout import laid_out_for_training
 
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'keeping 1x1': False, 'as built': None}
@@ -100,7 +99,6 @@ def block(
         )
     else:
         module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=KINDS[kind], **geometry)
-        x = laid_out_for_training(x, dilation)  # as the block before hands it over
     return _step(module, x.requires_grad_())
 
 
@@ -127,7 +125,8 @@ def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Bu
 def _step(module: nn.Module, x: Tensor) -> Built:
     """Forward, backward from random gradients of the outputs, and SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    module = module.train().to(device)
+    module.train()  # mmpretrain's returns None
+    module.to(device)
     x = x.detach().to(device).requires_grad_(x.requires_grad)
     kept, outs = kept_bytes(module, x)
     gradients = [torch.randn_like(out) for out in _listed(outs)]

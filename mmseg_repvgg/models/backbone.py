@@ -158,14 +158,12 @@ class DilatedRepVGG(BaseModule):
             RuntimeError: If the backbone is fused and in training mode.
         """
         warn_of_slow_half(x)
-        # blocks choose their layout in training, and heads may need the one that they know
-        rearranged = self.training and x.is_contiguous()
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(x.contiguous() if rearranged else x)
+                outs.append(x)
         return tuple(outs)
 
     def init_weights(self) -> None:

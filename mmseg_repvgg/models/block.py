@@ -11,7 +11,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmseg_repvgg.models.layer import Layer, added, batch_norm, conv_bn, in_place, recomputed
-from mmseg_repvgg.models.layout import laid_out_for_training
 from mmseg_repvgg.models.recompute import SMALLEST, conv_norm
 from mmseg_repvgg.reparam.batchnorm import conv_like
 from mmseg_repvgg.reparam.branches import merge_branches
@@ -138,8 +137,6 @@ class RepVGGBlock(BaseModule):
         return self._forward_branches(x)
 
     def _forward_branches(self, x: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled():
-            x = laid_out_for_training(x, self.dilation)
         return self._activate(self._add_branches(x))
 
     def _activate(self, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mmseg_repvgg.benchmark.training import kept_bytes
 from mmseg_repvgg.models import VARIANTS, DilatedRepVGG, RepVGGBlock
-from mmseg_repvgg.models.layout import laid_out_for_training
 from mmseg_repvgg.models.recompute import SMALLEST, _OutputOf, conv_norm
 from tests.common import TINY
 
@@ -67,7 +66,7 @@ def test_two_maps_are_kept_where_mmpretrains_block_keeps_three():
     kept, saving, x = pair()
     theirs = Theirs(8, 8)
     theirs.load_state_dict(saving.state_dict())
-    x = laid_out_for_training(x, 1).requires_grad_()
+    x.requires_grad_()
     # mmpretrain's: outputs of both convs and of the ReLU, which is the next block's input
     assert kept_maps(theirs, x) == 3
     assert kept_maps(kept, x) == 3  # negative control
@@ -251,7 +250,7 @@ def test_a_norm_that_is_a_function_of_its_own_keeps_nothing_either():
 def test_only_maps_of_some_size_are_recomputed_by_default():
     block = RepVGGBlock(8, 8)
     for side, maps in ((16, 3), (64, 2)):  # 16 and 256 KiB
-        x = torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(2, 8, side, side)
         assert kept_maps(block, x) == maps
 
 
