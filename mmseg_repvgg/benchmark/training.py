@@ -47,7 +47,8 @@ def kept_bytes(module: nn.Module, x: Tensor) -> tuple[int, Any]:
     """What a forward pass keeps for the backward pass, and its output.
 
     A storage counts once, however many tensors lie in it. Parameters and buffers, and ``x`` itself,
-    which are there anyway, count nothing.
+    which are there anyway, count nothing; nor do the statistics, two numbers a channel, of a
+    BatchNorm whose input is recomputed, which other hooks have taken.
 
     Args:
         module: In training mode.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 SMALLEST = 2**18
 """Bytes of a map below which nothing worth the calls is saved."""
@@ -57,7 +58,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
         smallest: Bytes of the conv's output below which it is kept.
     """
     y = conv(x)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_checkpointed():
         return norm(y)
     if not _is_of_a_conv(y) or y.nbytes < smallest:
         return norm(y)
@@ -68,6 +69,16 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
         except RuntimeError:  # torch.func takes no such hooks
             return norm(y)
         return norm(y)
+
+
+def _is_checkpointed() -> bool:
+    """Whether this runs within ``torch.utils.checkpoint``, which computes all of it again itself.
+
+    It lets what a node keeps be read once, so that another reader must stand back.
+    """
+    top: Any = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    hooks = top and top(True)
+    return bool(hooks) and hooks[0].__module__ == checkpoint.__module__
 
 
 def _is_of_a_conv(y: Tensor) -> bool:
