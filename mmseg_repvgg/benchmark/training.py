@@ -76,7 +76,7 @@ def block(
     batch: int,
     out_channels: int | None = None,
     dilation: int = 1,
-    **geometry: int,
+    **geometry: Any,
 ) -> Built:
     """A training step of one block.
 
