@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8
+from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8, training
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.benchmark.subject import Subject
 
@@ -48,4 +48,10 @@ SUITES: dict[str, Suite] = {
         dropin.reference,
     ),
     'figure3': Suite('Memory of blocks (Figure 3)', figure3.groups, figure3.markdown, figure3.plot),
+    'training': Suite(
+        "Training a block beside mmpretrain's",
+        training.groups,
+        training.markdown,
+        training.plot,
+    ),
 }

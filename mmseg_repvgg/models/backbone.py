@@ -61,6 +61,10 @@ class DilatedRepVGG(BaseModule):
         block: A name of the table in :mod:`mmseg_repvgg.models.variants` (Table 7).
         branches: Branches that the blocks have in training form (Table 6), for example
             ``('3x3', 'identity')``; by default all.
+        recompute_1x1: Compute the outputs of the 1x1 convs again in the backward pass, exactly, to
+            save a third of the memory for activations at a cost of a few percent of the time
+            (docs/training-cost.md); None: wherever the feature map is of some size. With
+            ``with_cp``, which computes all again, leave it out.
         init_cfg: mmengine's initialization; Kaiming for convs by default.
 
     Raises:
@@ -84,6 +88,7 @@ class DilatedRepVGG(BaseModule):
         pretrained: str | None = None,
         block: str = 'repvgg',
         branches: Sequence[str] | None = None,
+        recompute_1x1: bool | None = None,
         init_cfg: Any = None,
     ) -> None:
         if pretrained is not None:
@@ -118,6 +123,7 @@ class DilatedRepVGG(BaseModule):
             with_cp=with_cp,
             deploy=deploy,
             branches=branches,
+            recompute_1x1=recompute_1x1,
         )
         self._freeze_stages()
 

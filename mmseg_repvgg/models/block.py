@@ -10,7 +10,8 @@ from mmcv.cnn import ConvModule, build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmseg_repvgg.models.layer import Layer, batch_norm, conv_bn, recomputed
+from mmseg_repvgg.models.layer import Layer, added, batch_norm, conv_bn, in_place, recomputed
+from mmseg_repvgg.models.recompute import SMALLEST, conv_norm
 from mmseg_repvgg.reparam.batchnorm import conv_like
 from mmseg_repvgg.reparam.branches import merge_branches
 
@@ -66,6 +67,9 @@ class RepVGGBlock(BaseModule):
         deploy: Build the fused form.
         branches: Names of the branches of the training form (Table 6); None for all that the block
             has.
+        recompute_1x1: Compute the output of the 1x1 conv again in the backward pass instead of
+            keeping it in memory (docs/training-cost.md): True, False, or None for wherever it is
+            of some size.
 
     Raises:
         ValueError: On an argument that is out of range or cannot act.
@@ -74,6 +78,8 @@ class RepVGGBlock(BaseModule):
     BRANCHES: ClassVar[tuple[str, ...]] = ('3x3', '1x1', 'identity')
     REQUIRED: ClassVar[tuple[str, ...]] = ('3x3',)  # those that cannot be left out
     cannot_fuse: ClassVar[str] = ''  # why a variant has no fused form
+    norms_1x1: ClassVar[bool] = True  # whether the 1x1 branch has a BatchNorm of its own
+    frees_sum: ClassVar[bool] = True  # whether nothing but the activation needs what it is given
 
     branch_3x3: Any  # nn.Sequential of conv and norm
     branch_1x1: Any
@@ -93,6 +99,7 @@ class RepVGGBlock(BaseModule):
         with_cp: bool = False,
         deploy: bool = False,
         branches: Sequence[str] | None = None,
+        recompute_1x1: bool | None = None,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -102,6 +109,8 @@ class RepVGGBlock(BaseModule):
         self.branches = self._checked(self.BRANCHES if branches is None else tuple(branches))
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.with_cp, self.deploy = with_cp, deploy
+        self.recompute_1x1 = recompute_1x1
+        self._check_recomputation()
         if not deploy:
             self._build_branches(layer, norm_cfg)
         elif self.cannot_fuse:
@@ -109,7 +118,7 @@ class RepVGGBlock(BaseModule):
         else:
             self.branch_reparam = layer.conv(bias=True)
         self.se_layer = None if se_cfg is None else SqueezeExcitation(out_channels, **se_cfg)
-        self.act = build_activation_layer(dict(act_cfg))
+        self.act = build_activation_layer(in_place(act_cfg) if self.frees_sum else dict(act_cfg))
         if deploy:
             self._activate_in_place()
 
@@ -147,11 +156,17 @@ class RepVGGBlock(BaseModule):
     def _add_branches(self, x: Tensor) -> Tensor:
         """The sum before the activation, in training form (eq. 1)."""
         out = self.branch_3x3(x)
-        if self.branch_1x1 is not None:
-            out = out + self.branch_1x1(x)
-        if self.branch_norm is not None:
-            out = out + self.branch_norm(x)
-        return out
+        if self.branch_1x1 is None:
+            return out if self.branch_norm is None else out + self.branch_norm(x)
+        out = out + self._forward_1x1(x)
+        return out if self.branch_norm is None else added(out, self.branch_norm(x))
+
+    def _forward_1x1(self, x: Tensor) -> Tensor:
+        """The 1x1 branch."""
+        branch = self.branch_1x1
+        if self.with_cp or self.recompute_1x1 is False or not self.norms_1x1:
+            return branch(x)
+        return conv_norm(branch.conv, branch.norm, x, 0 if self.recompute_1x1 else SMALLEST)
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias, float64, of the conv that equals :meth:`_add_branches`."""
@@ -198,6 +213,23 @@ class RepVGGBlock(BaseModule):
         """A fused block needs what its conv gives for nothing else."""
         if isinstance(self.act, nn.ReLU):
             self.act.inplace = True
+
+    def _check_recomputation(self) -> None:
+        """Refuse a ``recompute_1x1`` that is no choice or cannot act."""
+        if self.recompute_1x1 not in (None, True, False):
+            raise ValueError(
+                f'recompute_1x1={self.recompute_1x1!r} must be True, False, or None for wherever '
+                'the map is of some size'
+            )
+        reasons = {
+            'a fused block': self.deploy,
+            'with_cp=True, which computes all of the block again': self.with_cp,
+            f'branches={self.branches} of {type(self).__name__}': '1x1' not in self.branches,
+            f'{type(self).__name__}, whose 1x1 conv has no BatchNorm': not self.norms_1x1,
+        }
+        for reason, holds in reasons.items():
+            if self.recompute_1x1 and holds:
+                raise ValueError(f'recompute_1x1=True cannot act on {reason}; leave it out')
 
     def _checked(self, branches: tuple[str, ...]) -> tuple[str, ...]:
         """Refuse branches that the block does not have, or cannot be without."""

@@ -94,6 +94,19 @@ def conv_bn(conv: nn.Conv2d, norm_cfg: Mapping[str, Any]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, norm=batch_norm(norm_cfg, conv.out_channels)))
 
 
+def in_place(act_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The activation of a config; a ReLU overwrites its input unless the config says otherwise.
+
+    For activations behind a sum or a BatchNorm, which nothing else needs.
+    """
+    return dict({'inplace': True} if act_cfg['type'] == 'ReLU' else {}, **act_cfg)
+
+
+def added(total: Tensor, more: Tensor) -> Tensor:
+    """``total + more``, written into ``total`` where that rounds alike (autocast mixes dtypes)."""
+    return total.add_(more) if total.dtype == more.dtype else total + more
+
+
 def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, computed again in the backward pass instead of kept in memory.
 

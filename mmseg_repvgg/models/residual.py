@@ -94,6 +94,7 @@ def residual_stage(
     with_cp: bool = False,
     deploy: bool = False,
     branches: Sequence[str] | None = None,
+    recompute_1x1: bool | None = None,
 ) -> list[nn.Module]:
     """The blocks of a stage: one plain layer, or a residual block for every two layers.
 
@@ -106,6 +107,7 @@ def residual_stage(
         with_cp: Recompute each residual block in the backward pass.
         deploy: False; there is no fused form.
         branches: None; there are no branches.
+        recompute_1x1: None or False; as before.
 
     Raises:
         ValueError: On an odd number of layers above 1, and on settings that cannot act.
@@ -116,6 +118,11 @@ def residual_stage(
         raise ValueError(
             f"branches={tuple(branches)} cannot act on block='residual_reorg', which has a "
             'shortcut and no branches; leave branches out'
+        )
+    if recompute_1x1:
+        raise ValueError(
+            "recompute_1x1=True cannot act on block='residual_reorg', which has a shortcut and no "
+            'branches; leave it out'
         )
     if se_cfg is not None:
         raise ValueError(

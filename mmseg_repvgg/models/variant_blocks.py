@@ -52,6 +52,8 @@ class PostAdditionBN(RepVGGBlock):
     addition."
     """
 
+    norms_1x1: ClassVar[bool] = False
+
     norm: nn.Module
 
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
@@ -89,11 +91,14 @@ class ReLUInBranches(RepVGGBlock):
         "training form, with rewrites=['batchnorm'], or train another block"
     )
 
+    frees_sum: ClassVar[bool] = False  # of the 3x3 branch alone it is the output of a ReLU
+
     def _add_branches(self, x: Tensor) -> Tensor:
         out = self.branch_3x3(x).relu()
-        for branch in (self.branch_1x1, self.branch_norm):
-            if branch is not None:
-                out = out + branch(x).relu()
+        if self.branch_1x1 is not None:
+            out = out + self._forward_1x1(x).relu()
+        if self.branch_norm is not None:
+            out = out + self.branch_norm(x).relu()
         return out
 
 

@@ -161,6 +161,7 @@ def test_wrong_names_are_refused(tmp_path):
     [
         ('figure3', []),
         ('table1', ['--runtimes', 'pytorch', 'mnn']),
+        pytest.param('training', [], marks=pytest.mark.slow),
         pytest.param('table6', [], marks=pytest.mark.slow),
         pytest.param('table4', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
         pytest.param('dropin', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),

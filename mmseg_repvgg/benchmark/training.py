@@ -1,0 +1,213 @@
+"""What training costs: our block and backbone beside mmpretrain's, in time and in memory kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.record import Record, markdown_table
+from mmseg_repvgg.benchmark.subject import Built, Subject
+from mmseg_repvgg.models.backbone import DilatedRepVGG
+from mmseg_repvgg.models.block import RepVGGBlock
+
+THEIRS = 'mmpretrain'
+KINDS: dict[str, bool | None] = {THEIRS: None, 'keeping 1x1': False, 'as built': None}
+"""``recompute_1x1`` by kind; mmpretrain's has no such thing."""
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    'A0, 1/4': dict(channels=48, size=56, batch=8),
+    'A0, 1/8': dict(channels=96, size=28, batch=8),
+    'A0, 1/8, dilation 2': dict(channels=192, size=28, batch=4, dilation=2),
+    'A0, 1/16': dict(channels=192, size=14, batch=8),
+    'A0, 1/4, stride 2': dict(channels=48, out_channels=96, size=56, batch=8, stride=2),
+    'B1, 1/4': dict(channels=128, size=56, batch=4),
+    'B1, 1/8': dict(channels=256, size=28, batch=4),
+    'B1g2, 1/8': dict(channels=256, size=28, batch=4, groups=2),
+    'B1, 1/16': dict(channels=512, size=14, batch=8),
+    'B1, 1/8, dilation 2': dict(channels=512, size=28, batch=4, dilation=2),
+}
+"""Layers of the backbones: channels, height and width of the map, and geometry."""
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    'backbone A0, 224x224': dict(arch='A0', size=224, batch=4),
+    'backbone A0, 224x224, output stride 8': dict(
+        arch='A0', size=224, batch=4, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)
+    ),
+    'backbone B1g2, 224x224': dict(arch='B1g2', size=224, batch=4),
+}
+
+
+def kept_bytes(module: nn.Module, x: Tensor) -> tuple[int, Any]:
+    """What a forward pass keeps for the backward pass, and its output.
+
+    A storage counts once, however many tensors lie in it. Parameters and buffers, and ``x`` itself,
+    which are there anyway, count nothing; nor do the statistics, two numbers a channel, of a
+    BatchNorm whose input is recomputed, which other hooks have taken.
+
+    Args:
+        module: In training mode.
+        x: Its input.
+    """
+    there = [x, *module.parameters(), *module.buffers()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in there}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # alive, so that no other gets its address
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = module(x)
+    return sum(storage.nbytes() for storage in kept.values()), out
+
+
+def block(
+    kind: str,
+    channels: int,
+    size: int,
+    batch: int,
+    out_channels: int | None = None,
+    dilation: int = 1,
+    **geometry: Any,
+) -> Built:
+    """A training step of one block.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        channels: Of its input.
+        size: Height and width of its input.
+        batch: Examples.
+        out_channels: Of its output, if they differ.
+        dilation: Of the 3x3 conv.
+        **geometry: ``stride`` and ``groups``.
+    """
+    torch.manual_seed(0)
+    shape = (channels, out_channels or channels)
+    x = torch.randn(batch, channels, size, size).relu()
+    if kind == THEIRS:
+        from mmpretrain.models.backbones import repvgg
+
+        module: nn.Module = repvgg.RepVGGBlock(
+            *shape, padding=dilation, dilation=dilation, **geometry
+        )
+    else:
+        module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=KINDS[kind], **geometry)
+    return _step(module, x.requires_grad_())
+
+
+def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Built:
+    """A training step of a backbone.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        arch: Of its table.
+        size: Height and width of the images.
+        batch: Images.
+        **settings: Strides and dilations.
+    """
+    torch.manual_seed(0)
+    if kind == THEIRS:
+        from mmpretrain.models.backbones import repvgg
+
+        module: nn.Module = repvgg.RepVGG(arch, out_indices=(0, 1, 2, 3), **settings)
+    else:
+        module = DilatedRepVGG(arch, recompute_1x1=KINDS[kind], **settings)
+    return _step(module, torch.randn(batch, 3, size, size))
+
+
+def _step(module: nn.Module, x: Tensor) -> Built:
+    """Forward, backward from random gradients of the outputs, and SGD."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    module.train()  # mmpretrain's returns None
+    module.to(device)
+    x = x.detach().to(device).requires_grad_(x.requires_grad)
+    kept, outs = kept_bytes(module, x)
+    gradients = [torch.randn_like(out) for out in _listed(outs)]
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+
+    def call() -> None:
+        x.grad = None
+        optimizer.zero_grad()
+        torch.autograd.backward(_listed(module(x)), gradients)
+        optimizer.step()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    return Built(call, info=dict(kept_bytes=kept))
+
+
+def _listed(outs: Any) -> list[Tensor]:
+    return [outs] if isinstance(outs, Tensor) else list(outs)
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+    """A group a layer and a backbone, in PyTorch: nothing else trains."""
+    things = [(name, 'block', settings) for name, settings in BLOCKS.items()]
+    things += [(name, 'backbone', settings) for name, settings in BACKBONES.items()]
+    if quick:
+        things = [
+            (name, builder, dict(settings, batch=2, size=64 if builder == 'backbone' else 14))
+            for name, builder, settings in things[::10]
+        ]
+    return {
+        name: [
+            Subject(kind, f'{__name__}:{builder}', dict(kind=kind, **settings), settings['batch'])
+            for kind in KINDS
+        ]
+        for name, builder, settings in things
+    }
+
+
+def kept_share(record: Record, name: str, group: str) -> float | None:
+    """Bytes kept relative to mmpretrain's."""
+    row, base = record.row(name, group), record.row(THEIRS, group)
+    return row.info['kept_bytes'] / base.info['kept_bytes'] if row and base else None
+
+
+def time_share(record: Record, name: str, group: str) -> float | None:
+    """Time relative to mmpretrain's."""
+    ratio = record.ratio(name, THEIRS, group)
+    return 1 / ratio if ratio else None
+
+
+def markdown(record: Record) -> str:
+    """A row per layer and kind."""
+    rows: list[list[Any]] = []
+    for row in record.rows:
+        if row.failure:
+            rows.append([row.group, row.name, f'not measured: {row.failure}', *[None] * 4])
+            continue
+        kept, time = (share(record, row.name, row.group) for share in (kept_share, time_share))
+        rows.append(
+            [
+                row.group,
+                row.name,
+                f'{1e3 * row.median:.1f}',
+                f'{100 * row.spread:.0f} %',
+                None if time is None else f'{time:.3f}',
+                f'{row.info["kept_bytes"] / 2**20:.2f}',
+                None if kept is None else f'{kept:.3f}',
+            ]
+        )
+    return markdown_table(
+        ['layer', 'block', 'ms a step', 'spread', 'mmpretrain = 1', 'MiB kept', 'mmpretrain = 1'],
+        rows,
+    )
+
+
+def plot(record: Record, path: Path) -> None:
+    """Time and memory of our block relative to mmpretrain's."""
+    names = list(dict.fromkeys(row.group for row in record.rows))
+    series = {
+        'time of a step': [time_share(record, 'as built', name) for name in names],
+        'kept for the backward pass': [kept_share(record, 'as built', name) for name in names],
+    }
+    bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')
