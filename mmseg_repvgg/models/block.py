@@ -166,6 +166,8 @@ class RepVGGBlock(BaseModule):
         branch = self.branch_1x1
         if self.with_cp or self.recompute_1x1 is False or not self.norms_1x1:
             return branch(x)
+        if self.recompute_1x1 is None and self.groups > 1:
+            return branch(x)  # the 3x3 conv is cheap too, so that it would cost 8 % of a step
         return conv_norm(branch.conv, branch.norm, x, 0 if self.recompute_1x1 else SMALLEST)
 
     def _merge(self) -> tuple[Tensor, Tensor]:

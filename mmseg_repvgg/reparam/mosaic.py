@@ -1,8 +1,9 @@
 """The interleaved sub-maps of a dilated run as one map, with zeros between them.
 
 What :mod:`mmseg_repvgg.reparam.dilation` puts into a batch lies here side by side, for convolutions
-that are faster on one large map. The d * d sub-maps of ceil(H / d) x ceil(W / d) pixels, each with
-a row of zeros below and a column of zeros on its right, are laid in 1, d or d * d columns.
+that are faster on one large map. The d * d sub-maps of ceil(H / d) x ceil(W / d) pixels are laid in
+1, d or d * d columns. Each has a row of zeros below it and a column of zeros on its right; where
+there is one column or one row of them, the padding of the convolution does for the latter.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ def best_columns(size: Sequence[int], dilation: int, tile: int) -> int:
         dilation: d.
         tile: Side of a tile in pixels.
     """
-    height, width = (-(-length // dilation) + 1 for length in size)
+    height, width = (-(-length // dilation) for length in size)
 
     def tiles(columns: int) -> int:
-        rows = dilation**2 // columns
-        return -(-rows * height // tile) * -(-columns * width // tile)
+        rows, (below, beside) = dilation**2 // columns, _gaps(dilation, columns)
+        down, across = rows * (height + below), columns * (width + beside)
+        return -(-down // tile) * -(-across // tile)
 
     return min((dilation, 1, dilation**2), key=tiles)  # of equal ones the squarest
 
@@ -41,30 +43,39 @@ def to_mosaic(x: Tensor, dilation: int, columns: int) -> Tensor:
         columns: 1, d or d * d.
 
     Returns:
-        (N, C, d * d / columns * (h + 1), columns * (w + 1)), h = ceil(H / d) and w = ceil(W / d).
-        The sub-maps ``x[:, :, i::d, j::d]`` follow each other row by row, j before i.
+        (N, C, d * d / columns * h', columns * w'), where h' is h = ceil(H / d) and the row of zeros
+        if there is one, w' likewise. The sub-maps ``x[:, :, i::d, j::d]`` follow each other row by
+        row, j before i.
     """
     x = F.pad(x, (0, -x.shape[3] % dilation, 0, -x.shape[2] % dilation))
     x = x.unflatten(3, (-1, dilation)).unflatten(2, (-1, dilation))  # N, C, h, d, w, d
     height, width = x.shape[2], x.shape[4]
-    rows = dilation**2 // columns
-    mosaic = x.new_empty(*x.shape[:2], rows * (height + 1), columns * (width + 1))
+    rows, (below, beside) = dilation**2 // columns, _gaps(dilation, columns)
+    mosaic = x.new_empty(*x.shape[:2], rows * (height + below), columns * (width + beside))
     maps = sub_maps(mosaic, dilation, columns)
     maps[..., :height, :width] = x.permute(0, 1, 3, 5, 2, 4)
-    maps[..., height, :] = 0
-    maps[..., width] = 0
+    maps[..., height:, :].zero_()
+    maps[..., width:].zero_()
     return mosaic
 
 
 def from_mosaic(x: Tensor, dilation: int, columns: int, size: Sequence[int]) -> Tensor:
     """Undo :func:`to_mosaic`: mosaic -> (N, C, H, W), with ``size`` = (H, W)."""
-    maps = sub_maps(x, dilation, columns)[..., :-1, :-1]
-    x = maps.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-    return x[:, :, : size[0], : size[1]]
+    maps = sub_maps(x, dilation, columns)
+    out = x.new_empty(*x.shape[:2], *size)
+    whole, rest = divmod(size[1], dilation)
+    for i in range(dilation):
+        rows = out[:, :, i::dilation]
+        row_maps = maps[:, :, i, :, : rows.shape[2]]  # N, C, j, h, w
+        pixels = rows[..., : whole * dilation].unflatten(3, (whole, dilation))
+        pixels.copy_(row_maps[..., :whole].permute(0, 1, 3, 4, 2))
+        if rest:
+            rows[..., whole * dilation :] = row_maps[:, :, :rest, :, whole].transpose(2, 3)
+    return out
 
 
 def sub_maps(mosaic: Tensor, dilation: int, columns: int) -> Tensor:
-    """A view of a mosaic as (N, C, i, j, h + 1, w + 1), zeros included.
+    """A view of a mosaic as (N, C, i, j, h', w'), zeros included.
 
     Raises:
         ValueError: If there are not 1, d or d * d columns.
@@ -96,8 +107,15 @@ def run_on_mosaic(layers: Layers, x: Tensor, dilation: int, columns: int) -> Ten
 
 def separate(mosaic: Tensor, dilation: int, columns: int, size: Sequence[int]) -> None:
     """Set all that is not of a sub-map to zero, in place."""
-    height, width = size
+    heights, widths = ([-(-(n - i) // dilation) for i in range(dilation)] for n in size)
     maps = sub_maps(mosaic, dilation, columns)
-    for i in range(dilation):
-        maps[:, :, i, :, -(-(height - i) // dilation) :] = 0
-        maps[:, :, :, i, :, -(-(width - i) // dilation) :] = 0
+    maps[..., heights[0] :, :].zero_()
+    maps[..., widths[0] :].zero_()
+    for i in range(dilation):  # those that are smaller than the first
+        maps[:, :, i, :, heights[i] : heights[0]].zero_()
+        maps[:, :, :, i, :, widths[i] : widths[0]].zero_()
+
+
+def _gaps(dilation: int, columns: int) -> tuple[int, int]:
+    """Rows of zeros below and columns of zeros beside a sub-map."""
+    return int(columns < dilation**2), int(columns > 1)
