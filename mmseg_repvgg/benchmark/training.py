@@ -1,4 +1,8 @@
-"""What training costs: our block and backbone beside mmpretrain's, in time and in memory kept."""
+"""What training costs: our block and backbone beside mmpretrain's, in time and in memory kept.
+
+``python tools/benchmark.py training`` gives each a process of its own; ``python -m
+mmseg_repvgg.benchmark.training`` times single blocks in one process, where a few percent show.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mmseg_repvgg.analysis.timing import median_ratio, time_in_turn
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
 from mmseg_repvgg.benchmark.subject import Built, Subject
@@ -211,3 +216,20 @@ def plot(record: Record, path: Path) -> None:
         'kept for the backward pass': [kept_share(record, 'as built', name) for name in names],
     }
     bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')
+
+
+def in_one_process(rounds: int = 25) -> str:
+    """Time the blocks in turn in this process: a table, times relative to mmpretrain's."""
+    rows = []
+    for name, settings in BLOCKS.items():
+        built = {kind: block(kind, **settings) for kind in KINDS}
+        seconds = time_in_turn({k: b.call for k, b in built.items()}, rounds, warm_up=3)
+        shares = [1 / median_ratio(seconds[THEIRS], seconds[kind]) for kind in list(KINDS)[1:]]
+        kept = built['as built'].info['kept_bytes'] / built[THEIRS].info['kept_bytes']
+        rows.append([name, *(f'{share:.3f}' for share in shares), f'{kept:.3f}'])
+    header = ['layer', *(f'time, {kind}' for kind in list(KINDS)[1:]), 'bytes kept, as built']
+    return markdown_table(header, rows)
+
+
+if __name__ == '__main__':
+    print(in_one_process())
