@@ -1,0 +1,22 @@
+"""The tests that fork, each file in a fresh process: see ``FORKING`` in conftest.py."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FORKING
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize('file', FORKING)
+def test_in_a_process_of_its_own(file, request):
+    marks = request.config.option.markexpr
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-m', marks, TESTS / file]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True)
+    print(done.stdout[-8000:], done.stderr[-2000:])
+    assert done.returncode == 0
+    assert re.search(r'[1-9]\d* passed', done.stdout)
