@@ -166,12 +166,10 @@ def _paper(name: str, images: Tensor) -> nn.Module:
         init_default_scope('mmpretrain')
         backbone, channels = MMPRETRAIN.build(dict(row.backbone)), row.channels
     network = Classifier(backbone, channels)
-    calibrate(network, images, network)
-    rewrites = ['branches'] if row.backbone is None else []
-    has_norms = row.backbone is not None and any(
-        isinstance(m, nn.BatchNorm2d) for m in network.modules()
-    )
-    rewrites += ['batchnorm'] if has_norms else []
+    has_norms = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    if has_norms:  # VGG-16 has none, and takes images of its own size only
+        calibrate(network, images, network)
+    rewrites = ['branches'] if row.backbone is None else ['batchnorm'] if has_norms else []
     return deployed_copy(network, rewrites)[0] if rewrites else network
 
 
