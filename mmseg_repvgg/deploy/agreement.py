@@ -22,6 +22,7 @@ from mmseg_repvgg.deploy.verify import (
     dataset_of,
     expected_and_input,
     image_of,
+    input_of,
 )
 
 
@@ -98,8 +99,9 @@ def compare_exported(
     seconds: list[list[float]] = [[] for _ in models]
     for index in range(min(len(dataset), count or len(dataset))):
         pixels = as_pixels(image_of(dataset, index, infos[0].size))
+        expected, _ = expected_and_input(reference, pixels, infos[0])  # PyTorch runs once an image
         for i, (network, info) in enumerate(zip(networks, infos, strict=True)):
-            expected, images = expected_and_input(reference, pixels, info)
+            images = input_of(reference, pixels, info)
             start = time.perf_counter()
             output = network(images)
             seconds[i].append(time.perf_counter() - start)

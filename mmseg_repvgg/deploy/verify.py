@@ -151,9 +151,14 @@ def expected_and_input(
     Raises:
         EquivalenceError: If PyTorch gives NaN or infinite logits.
     """
+    _, normalised = raw_and_normalised(reference, pixels)
+    return _logits(reference, normalised), input_of(reference, pixels, info)
+
+
+def input_of(reference: Any, pixels: Tensor, info: ExportedInfo) -> np.ndarray:
+    """What the exported model takes of pixels (N, 3, H, W) uint8 in BGR."""
     raw, normalised = raw_and_normalised(reference, pixels)
-    images = (raw if info.preprocessing_inside else normalised).cpu().numpy()
-    return _logits(reference, normalised), images
+    return (raw if info.preprocessing_inside else normalised).cpu().numpy()
 
 
 def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
