@@ -88,12 +88,7 @@ def compare_exported(
         raise ValueError(f'images={count} must be at least 1')
     state = state_dict_of(read_checkpoint(checkpoint))
     reference = load_segmentor(cfg, state, str(checkpoint))
-    dataset = dataset_of(cfg)
-    if dataset is None:
-        raise FileNotFoundError(
-            'the data_root of test_dataloader.dataset is not a folder; set it with --cfg-options '
-            'test_dataloader.dataset.data_root=PATH'
-        )
+    dataset = _images(cfg)
     networks = [load_runtime(path, runtime, threads, **options) for path in models]
     matches: list[list[Match]] = [[] for _ in models]
     seconds: list[list[float]] = [[] for _ in models]
@@ -116,3 +111,13 @@ def compare_exported(
         )
         for path, info, found, times in zip(models, infos, matches, seconds, strict=True)
     ]
+
+
+def _images(cfg: Config) -> Any:
+    dataset = dataset_of(cfg)
+    if dataset is None:
+        raise FileNotFoundError(
+            'the data_root of test_dataloader.dataset is not a folder; set it with --cfg-options '
+            'test_dataloader.dataset.data_root=PATH'
+        )
+    return dataset
