@@ -14,7 +14,7 @@ it is set back to zero; what is computed in it is cut off at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 import torch.nn.functional as F
@@ -48,7 +48,8 @@ def from_sub_maps(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
     channels, h, w = x.shape[1:]
     x = x.unflatten(0, (dilation, dilation, -1)).permute(2, 3, 4, 0, 5, 1)  # N, C, h, d, w, d
     x = x.reshape(-1, channels, h * dilation, w * dilation)
-    return x[:, :, : size[0], : size[1]]
+    # no view: an activation in place would be exported as a scatter into what was cut off
+    return x[:, :, : size[0], : size[1]].contiguous()
 
 
 def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
@@ -137,9 +138,9 @@ class SubMapConv2d(nn.Conv2d):
 def undilate(model: nn.Module) -> int:
     """Compute every stride-1 dilated conv of ``model`` on sub-maps; in place.
 
-    Runs are found in an ``nn.Sequential`` of fused RepVGG blocks; other dilated convs (of a ResNet,
-    or of a block whose squeeze-excitation needs the whole map) are runs of one. A conv whose
-    padding does not keep the size of the map is left.
+    Runs are found in an ``nn.Sequential`` of fused RepVGG blocks, and the activations are of the
+    run; other dilated convs (of a ResNet, or of a block whose squeeze-excitation needs the whole
+    map) are computed by themselves. A conv whose padding does not keep the size is left.
 
     Args:
         model: Any module, best in fused form: each branch of a block in training form is a conv of
@@ -153,7 +154,7 @@ def undilate(model: nn.Module) -> int:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Sequential):
                 convs = [_only_conv(block) for block in child]
-                if any(a and b for a, b in pairwise(convs)):
+                if any(convs):
                     dilations = [1 if conv is None else _make_ordinary(conv) for conv in convs]
                     parent.add_module(name, SubMapSequential(child, dilations))
                     count += sum(conv is not None for conv in convs)
