@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,23 @@ def _subject(
     name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str = 'pytorch'
 ) -> Subject:
     size = list(QUICK_SIZE if quick else SIZE)
-    settings: dict[str, Any] = dict(
-        config=config, rewrites=list(rewrites), size=size, runtime=runtime
-    )
-    # the rewrites change the form of sums, which the count of convs does not see
-    settings['count_flops'] = not set(rewrites) & {*MORE, *WINOGRAD}
+    settings = _settings(config, rewrites, runtime) | dict(size=size)
     return Subject(name, f'{NETWORKS}:segmentor', settings)
 
 
-def reference(name: str) -> str | None:
+def _settings(config: str, rewrites: tuple[str, ...], runtime: str = 'pytorch') -> dict[str, Any]:
+    # the rewrites change the form of sums, which the count of convs does not see
+    counts = not set(rewrites) & {*MORE, *WINOGRAD}
+    return dict(config=config, rewrites=list(rewrites), runtime=runtime, count_flops=counts)
+
+
+def reference(subject: Subject) -> Subject | None:
     """The same network fused, in PyTorch."""
-    return f'{name.split(", ")[0]}, {FUSED}'
+    name = subject.name.split(', ')[0]
+    is_ours = not name.endswith(THEIR_BACKBONE) and name not in THEIRS
+    fused = ('branches', 'batchnorm') if is_ours else ('batchnorm',)
+    settings = subject.settings | _settings(subject.settings['config'], fused)
+    return replace(subject, name=f'{name}, {FUSED}', settings=settings)
 
 
 def markdown(record: Record) -> str:

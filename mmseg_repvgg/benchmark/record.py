@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.benchmark.subject import Outcome
@@ -143,7 +142,7 @@ def joined(records: Sequence[Record]) -> Record:
 def make_record(
     benchmark: str,
     outcomes: dict[str, list[Outcome]],
-    reference: Callable[[str], str | None],
+    agreement: Callable[[Outcome], float | None],
     protocol: Protocol,
 ) -> Record:
     """Put outcomes, by group, together with what they depend on.
@@ -151,17 +150,11 @@ def make_record(
     Args:
         benchmark: Its name.
         outcomes: By group.
-        reference: Names the subject, run by PyTorch, that another is compared with.
+        agreement: Of an outcome's output with its reference's, 0 to 1.
         protocol: How they were measured.
     """
-    outputs = {
-        outcome.subject.name: outcome.output
-        for members in outcomes.values()
-        for outcome in members
-        if outcome.subject.settings.get('runtime', 'pytorch') == 'pytorch'
-    }
     rows = [
-        _row(group, outcome, outputs.get(reference(outcome.subject.name) or ''))
+        _row(group, outcome, agreement(outcome))
         for group, members in outcomes.items()
         for outcome in members
     ]
@@ -177,10 +170,7 @@ def make_record(
     )
 
 
-def _row(group: str, outcome: Outcome, reference: np.ndarray | None) -> Row:
-    agreement = None
-    if reference is not None and outcome.output is not None:
-        agreement = float(np.mean(outcome.output == reference))
+def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
     return Row(
         name=outcome.subject.name,
         group=group,

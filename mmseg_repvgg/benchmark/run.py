@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmseg_repvgg.benchmark.agreement import References
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record, provenance
 from mmseg_repvgg.benchmark.subject import Subject
@@ -55,10 +56,12 @@ def run_benchmark(
     suite = SUITES[name]
     chosen = _choose(suite.groups(_installed(runtimes), quick), groups, only)
     outcomes = {}
+    references = References(suite.reference, protocol, say)
     for group, subjects in chosen.items():
         say(f'{name}, {group}: {len(subjects)} subjects')
         outcomes[group] = measure(subjects, protocol, say)
-        record = make_record(name, outcomes, suite.reference, protocol)
+        references.add(outcomes[group])
+        record = make_record(name, outcomes, references.agreement, protocol)
         write(record, out)  # after every group: a long run may be ended
     return record
 

@@ -16,15 +16,15 @@ class Suite:
     """A benchmark.
 
     ``groups(runtimes, quick)`` gives the subjects by group; those of a group are measured in turn.
-    ``reference(name)`` names the subject, run by PyTorch, whose output that of another is compared
-    with.
+    ``reference(subject)`` is what its output is compared with: the same network in PyTorch, which is
+    measured too or run once besides; None where there is nothing to compare.
     """
 
     title: str
     groups: Callable[[Sequence[str], bool], dict[str, list[Subject]]]
     markdown: Callable[[Record], str]
     plot: Callable[[Record, Path], None]
-    reference: Callable[[str], str | None] = lambda name: None
+    reference: Callable[[Subject], Subject | None] = lambda subject: None
 
 
 SUITES: dict[str, Suite] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,13 @@ def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Subj
             yield _subject(name + suffix, row.config, _fused(name) + more, quick, runtime)
 
 
-def reference(name: str) -> str | None:
+def reference(subject: Subject) -> Subject | None:
     """The same network fused, in PyTorch; none for other codes' networks."""
-    return None if name == USUAL else name.split(REWRITTEN)[0]
+    if subject.name == USUAL:
+        return None
+    name = subject.name.split(REWRITTEN)[0]
+    settings = dict(subject.settings, rewrites=list(_fused(name)), runtime='pytorch')
+    return replace(subject, name=name, settings=settings)
 
 
 def _across(runtimes: Sequence[str]) -> Iterator[Subject]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmseg_repvgg.benchmark.agreement import References
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record
 from mmseg_repvgg.benchmark.subject import Subject
@@ -23,7 +24,9 @@ def test_times_memory_and_failures():
     protocol = Protocol(rounds=3, threads=1, time_limit=15, pause=0)
     lines: list[str] = []
     outcomes = measure(subjects, protocol, lines.append)
-    record = make_record('fake', {'pytorch': outcomes}, lambda name: 'one', protocol)
+    references = References(lambda subject: subjects[1], protocol)
+    references.add(outcomes)
+    record = make_record('fake', {'pytorch': outcomes}, references.agreement, protocol)
     assert [row.name for row in record.rows] == [subject.name for subject in subjects]
     half, one = record.row('half'), record.row('one')
     assert half is not None
@@ -50,11 +53,27 @@ def test_times_memory_and_failures():
     assert lines[-1] == 'round 3 of 3'
 
 
+def test_a_reference_that_was_not_measured_is_run_once():
+    half, one = (
+        Subject(name, f'{FAKES}:sleeper', dict(seconds=seconds, label=label))
+        for name, seconds, label in (('half', 0.01, 2), ('one', 0.02, 3))
+    )
+    protocol, lines = Protocol(rounds=2), []
+    outcomes = measure([half, Subject('unbuilt', f'{FAKES}:failing', {})], protocol)
+    references = References(lambda subject: one, protocol, lines.append)
+    references.add(outcomes)
+    references.add(outcomes)
+    assert lines == ['one, for comparison: built', 'round 1 of 1']
+    assert references.agreement(outcomes[0]) == pytest.approx(2 / 3)
+    assert references.agreement(outcomes[1]) is None
+    assert References(lambda subject: None, protocol).agreement(outcomes[0]) is None
+
+
 def test_a_record_survives_its_file(tmp_path):
     outcomes = measure(
         [Subject('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
     )
-    record = make_record('fake', {'g': outcomes}, lambda name: None, Protocol(rounds=1))
+    record = make_record('fake', {'g': outcomes}, lambda outcome: None, Protocol(rounds=1))
     record.write(tmp_path / 'deep' / 'fake.json')
     assert Record.read(tmp_path / 'deep' / 'fake.json') == record
     assert record.machine['cores'] >= 1

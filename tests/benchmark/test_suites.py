@@ -88,12 +88,23 @@ def test_tables_by_hand():
     assert '| plain | 200 MiB | 2.00 | 1 |' in text
 
 
+def test_agreement_in_table8_is_with_the_network_fused_in_pytorch():
+    groups = table8.groups(['pytorch', 'mnn'], quick=False)
+    fused = {
+        subject.name: subject for part in table8.IN_TURN for subject in groups[f'pytorch, {part}']
+    }
+    for members in groups.values():
+        for subject in members:
+            reference = table8.reference(subject)
+            expected = fused.get(subject.name.split(', ')[0])
+            assert reference == (None if subject.name == table8.USUAL else expected)
+
+
 def test_dropin_measures_what_it_says():
     groups = dropin.groups(['pytorch', 'mnn'], quick=False)
     assert list(groups) == [*dropin.CURATED, 'real time, pytorch', 'real time, mnn']
     for members in groups.values():
-        names = [subject.name for subject in members]
-        assert all(dropin.reference(name) in names for name in names)
+        assert all(dropin.reference(subject) in members for subject in members)
         assert {tuple(subject.settings['size']) for subject in members} == {(512, 1024)}
     subjects = {s.name: s.settings for members in groups.values() for s in members}
     assert {networks._config(s['config']).is_file() for s in subjects.values()} == {True}

@@ -1,0 +1,61 @@
+"""What a runtime's output is compared with: the same network's in PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from mmseg_repvgg.benchmark.protocol import Protocol, measure
+from mmseg_repvgg.benchmark.subject import Outcome, Subject
+
+
+class References:
+    """The outputs of the references of subjects, each run at most once.
+
+    Args:
+        of: Gives a subject's reference, or None.
+        protocol: Its threads and its time limit are used.
+        say: Takes a line of progress.
+    """
+
+    def __init__(
+        self,
+        of: Callable[[Subject], Subject | None],
+        protocol: Protocol,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.of, self.say = of, say
+        self.protocol = replace(protocol, rounds=1, warm_up=0)
+        self._outputs: dict[str, np.ndarray | None] = {}
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Take the references of some outcomes from among them, and run those that are missing."""
+        outcomes = [outcome for outcome in outcomes if not outcome.failure]
+        self._keep(outcomes)
+        wanted = (self.of(outcome.subject) for outcome in outcomes)
+        missing = {
+            _key(subject): replace(subject, name=f'{subject.name}, for comparison')
+            for subject in wanted
+            if subject is not None and _key(subject) not in self._outputs
+        }
+        for subject in missing.values():  # one at a time: nothing is timed, and memory is dear
+            self._keep(measure([subject], self.protocol, self.say))
+
+    def agreement(self, outcome: Outcome) -> float | None:
+        """The share of an outcome's class indices that equal its reference's; None without one."""
+        reference = self.of(outcome.subject)
+        expected = None if reference is None else self._outputs.get(_key(reference))
+        if expected is None or outcome.output is None:
+            return None
+        return float(np.mean(outcome.output == expected))
+
+    def _keep(self, outcomes: Iterable[Outcome]) -> None:
+        self._outputs |= {_key(outcome.subject): outcome.output for outcome in outcomes}
+
+
+def _key(subject: Subject) -> str:
+    """Of what is built, whatever its name."""
+    return json.dumps([subject.builder, subject.settings], sort_keys=True)
