@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.benchmark.subject import Outcome
 from mmseg_repvgg.files import whole_file

@@ -16,8 +16,8 @@ class Suite:
     """A benchmark.
 
     ``groups(runtimes, quick)`` gives the subjects by group; those of a group are measured in turn.
-    ``reference(subject)`` is what its output is compared with: the same network in PyTorch, which is
-    measured too or run once besides; None where there is nothing to compare.
+    ``reference(subject)`` is what its output is compared with: the same network in PyTorch, which
+    is measured too or run once besides; None where there is nothing to compare.
     """
 
     title: str

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmseg_repvgg.models.layer import Layer, added, batch_norm, conv_bn, in_place, recomputed
+from mmseg_repvgg.models.pointwise import pointwise
 from mmseg_repvgg.models.recompute import SMALLEST, conv_norm
 from mmseg_repvgg.reparam.batchnorm import conv_like
 from mmseg_repvgg.reparam.branches import merge_branches
@@ -164,10 +165,12 @@ class RepVGGBlock(BaseModule):
     def _forward_1x1(self, x: Tensor) -> Tensor:
         """The 1x1 branch."""
         branch = self.branch_1x1
-        if self.with_cp or self.recompute_1x1 is False or not self.norms_1x1:
+        if not self.norms_1x1:
             return branch(x)
-        if self.recompute_1x1 is None and self.groups > 1:
-            return branch(x)  # the 3x3 conv is cheap too, so that it would cost 8 % of a step
+        # with groups the 3x3 conv is cheap too, so that recomputing would cost 8 % of a step
+        keeps = self.recompute_1x1 is None and self.groups > 1
+        if self.with_cp or self.recompute_1x1 is False or keeps:
+            return branch.norm(pointwise(branch.conv, x))
         return conv_norm(branch.conv, branch.norm, x, 0 if self.recompute_1x1 else SMALLEST)
 
     def _merge(self) -> tuple[Tensor, Tensor]:

@@ -15,24 +15,35 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_repvgg.models.pointwise import pointwise
+
 SMALLEST = 2**18
 """Bytes of a map below which nothing worth the calls is saved."""
+
+PRODUCT = 'BmmBackward0'
+"""The node of :func:`mmseg_repvgg.models.pointwise.pointwise`'s matrix product."""
 
 
 class _OutputOf:
     """Stands for the output of a conv in the graph.
 
     Args:
-        node: The conv's node of the graph. What it keeps has whatever autocast made of input and
-            kernel, and is refused by autograd if it was changed in place since.
+        node: The conv's node of the graph, of :func:`_producer`. What it keeps has whatever
+            autocast made of input and kernel, and is refused by autograd if it was changed in
+            place since.
+        shape: Of the output.
     """
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
+    def __init__(self, node: Any, shape: torch.Size) -> None:
+        self.node, self.shape = node, shape
 
     def compute(self) -> Tensor:
         """The output once more."""
         node = self.node
+        if node.name() == PRODUCT:
+            kernels, maps = node._saved_self, node._saved_mat2
+            with torch.no_grad():
+                return torch.bmm(kernels, maps).view(self.shape)
         x, weight = node._saved_input, node._saved_weight
         geometry = (
             node._saved_stride,
@@ -57,12 +68,13 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
         x: (N, C_in, H, W).
         smallest: Bytes of the conv's output below which it is kept.
     """
-    y = conv(x)
+    y = pointwise(conv, x)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_checkpointed():
         return norm(y)
-    if not _is_of_a_conv(y) or y.nbytes < smallest:
+    node = _producer(y)
+    if node is None or y.nbytes < smallest:
         return norm(y)
-    stand_in = _OutputOf(y.grad_fn)
+    stand_in = _OutputOf(node, y.shape)
     with ExitStack() as stack:
         try:
             stack.enter_context(_kept_as(y, stand_in))
@@ -81,15 +93,19 @@ def _is_checkpointed() -> bool:
     return bool(hooks) and hooks[0].__module__ == checkpoint.__module__
 
 
-def _is_of_a_conv(y: Tensor) -> bool:
-    """Whether ``y`` comes straight from a conv without bias whose node keeps input and kernel."""
-    node = y.grad_fn
-    return (
-        node is not None
-        and node.name() == 'ConvolutionBackward0'
-        and not any(node._saved_bias_sym_sizes_opt or ())  # type: ignore[attr-defined]
-        and not node._saved_transposed  # type: ignore[attr-defined]
+def _producer(y: Tensor) -> Any:
+    """The node of the conv without bias, or of the product, that ``y`` comes straight from."""
+    node: Any = y.grad_fn
+    if node is None:
+        return None
+    if node.name() == 'ViewBackward0' and node.next_functions[0][0].name() == PRODUCT:
+        return node.next_functions[0][0]  # of pointwise
+    is_plain_conv = (
+        node.name() == 'ConvolutionBackward0'
+        and not any(node._saved_bias_sym_sizes_opt or ())
+        and not node._saved_transposed
     )
+    return node if is_plain_conv else None
 
 
 def _kept_as(y: Tensor, stand_in: _OutputOf) -> saved_tensors_hooks:
