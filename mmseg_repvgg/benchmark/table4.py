@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,24 +64,32 @@ BASE = 'ResNet-50'
 QUICK = ('RepVGG-A0', 'ResNet-18', 'ResNet-50', 'timm/repvgg_a0')
 
 
+TOGETHER = 6
+"""Networks measured in turn beside a ResNet-50 of their own; the memory has no room for all."""
+
+
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
-    """A group per runtime; the other codes' networks in PyTorch only."""
-    names = list(QUICK) if quick else [*PAPER, *ELSEWHERE]
-    batch = 1 if quick else 4
+    """Some groups per runtime; the other codes' networks in PyTorch only."""
+    names = [name for name in (QUICK if quick else [*PAPER, *ELSEWHERE]) if name != BASE]
     found = {}
     for runtime in runtimes:
-        subjects = []
-        for name in names:
-            if name in ELSEWHERE and runtime != 'pytorch':
-                continue
-            size = 64 if quick else PAPER[ELSEWHERE.get(name, name)].size
-            settings = dict(name=name, batch=batch, size=size, runtime=runtime)
-            subjects.append(Subject(name, f'{NETWORKS}:classifier', settings, batch))
-            if runtime == 'pytorch' and name.startswith(PLAIN):  # runtimes choose by themselves
-                more = dict(settings, rewrites=['winograd'])
-                subjects.append(Subject(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch))
-        found[runtime] = subjects
+        here = [name for name in names if name not in ELSEWHERE or runtime == 'pytorch']
+        for start in range(0, len(here), TOGETHER):
+            part = [*here[start : start + TOGETHER], BASE]
+            found[f'{runtime}, {start // TOGETHER + 1}'] = [
+                subject for name in part for subject in _subjects(name, runtime, quick)
+            ]
     return found
+
+
+def _subjects(name: str, runtime: str, quick: bool) -> Iterator[Subject]:
+    batch = 1 if quick else 4
+    size = 64 if quick else _paper(name).size
+    settings = dict(name=name, batch=batch, size=size, runtime=runtime)
+    yield Subject(name, f'{NETWORKS}:classifier', settings, batch)
+    if runtime == 'pytorch' and name.startswith(PLAIN):  # runtimes choose by themselves
+        more = dict(settings, rewrites=['winograd'])
+        yield Subject(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch)
 
 
 def _paper(name: str) -> PaperRow:
@@ -90,16 +98,27 @@ def _paper(name: str) -> PaperRow:
 
 
 def markdown(record: Record) -> str:
-    """A table per runtime."""
+    """A table per runtime, in the paper's order."""
     parts = []
-    for group in dict.fromkeys(row.group for row in record.rows):
+    for runtime in dict.fromkeys(_runtime(row) for row in record.rows):
+        rows = {row.name: row for row in reversed(record.rows) if _runtime(row) == runtime}
         table = markdown_table(
             ['model', 'top-1 (quoted)', 'images a second', 'spread', f'speed, {BASE} = 1',
              'in the paper'],
-            [_cells(record, row) for row in record.rows if row.group == group],
+            [_cells(record, rows[name]) for name in sorted(rows, key=_place)],
         )  # fmt: skip
-        parts.append(f'**{group}**\n\n{table}')
+        parts.append(f'**{runtime}**\n\n{table}')
     return '\n\n'.join(parts)
+
+
+def _runtime(row: Row) -> str:
+    return row.group.split(',')[0]
+
+
+def _place(name: str) -> tuple[int, bool]:
+    """In the paper's order, each followed by itself by Winograd."""
+    plain = name.removesuffix(REWRITTEN)
+    return [*PAPER, *ELSEWHERE].index(plain), plain != name
 
 
 def _cells(record: Record, row: Row) -> list[Any]:
@@ -123,6 +142,6 @@ def plot(record: Record, path: Path) -> None:
     for row in record.rows:
         if row.seconds and row.name not in ELSEWHERE:
             name = row.name.removesuffix(REWRITTEN)
-            panel = row.group + (REWRITTEN if name != row.name else '')
+            panel = _runtime(row) + (REWRITTEN if name != row.name else '')
             panels.setdefault(panel, {})[name] = (row.per_second, PAPER[name].accuracy)
     scatter(path, panels, 'images a second, measured', 'ImageNet top-1 (%), quoted from the paper')

@@ -76,16 +76,31 @@ def test_tables_by_hand():
     assert '| ResNet-101 | 3.00 | 67 % | 1.00 | 1.00 | 100.000 % | 2.00 GiB |' in lines
     assert '| RepVGG-B2 | 10.00 | 120 % | 0.38 | 0.67 | - | - |' in lines
     assert '| RepVGG-B2, rewritten | not measured: too large | - | - | - | - | - |' in lines
-    text = table4.markdown(
-        record([row('ResNet-50', [2.0], examples=4), row('timm/repvgg_a0', [1.0], examples=4)])
-    )
-    assert '| timm/repvgg_a0 | 72.41 | 4.00 | 0 % | 2.00 | 4.53 |' in text
+    first, second = dict(examples=4, group='pytorch, 1'), dict(examples=4, group='pytorch, 2')
+    parts = [
+        *(row('timm/repvgg_a0', [1.0], **first), row('ResNet-50', [2.0], **first)),
+        *(row('RepVGG-A0', [4.0], **second), row('ResNet-50', [4.0], **second)),
+    ]
+    assert table4.markdown(record(parts)).splitlines()[4:] == [  # each beside its own ResNet-50
+        '| RepVGG-A0 | 72.41 | 1.00 | 0 % | 1.00 | 4.53 |',
+        '| ResNet-50 | 76.31 | 2.00 | 0 % | 1.00 | 1.00 |',
+        '| timm/repvgg_a0 | 72.41 | 4.00 | 0 % | 2.00 | 4.53 |',
+    ]
     conv = dict(info=dict(flops=int(1e9)))
     text = table1.markdown(record([row('1x1', [1.0], **conv), row('3x3', [0.5], **conv)]))
     assert '| pytorch | 3x3 | 1.0 | 500.0 | 4 | 2.00 | 3.83 |' in text
     memory = dict(info=dict(map_bytes=100 << 20), peak_memory=200 << 20)
     text = figure3.markdown(record([row('plain', [1.0], **memory)]))
     assert '| plain | 200 MiB | 2.00 | 1 |' in text
+
+
+def test_every_classifier_is_measured_once_beside_a_resnet_50():
+    groups = table4.groups(['pytorch', 'mnn'], quick=False)
+    assert all(sum(s.name == 'ResNet-50' for s in members) == 1 for members in groups.values())
+    for runtime, names in (('pytorch', {*table4.PAPER, *table4.ELSEWHERE}), ('mnn', table4.PAPER)):
+        members = [s.name for g, part in groups.items() if g.startswith(runtime) for s in part]
+        others = [n for n in members if ', by Winograd' not in n and n != 'ResNet-50']
+        assert sorted([*others, 'ResNet-50']) == sorted(names)
 
 
 def test_agreement_in_table8_is_with_the_network_fused_in_pytorch():
