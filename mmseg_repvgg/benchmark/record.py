@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def make_record(
     ]
     return Record(
         benchmark=benchmark,
-        command=' '.join(['python tools/benchmark.py', *sys.argv[1:]]),
+        command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         commit=_commit(),
         machine=_machine(),
