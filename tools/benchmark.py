@@ -8,9 +8,10 @@ import argparse
 import os
 from pathlib import Path
 
+from mmseg_repvgg.benchmark.execution import EXECUTIONS
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.benchmark.record import Record, joined
-from mmseg_repvgg.benchmark.run import RUNTIME_NAMES, run_benchmark, write
+from mmseg_repvgg.benchmark.run import run_benchmark, write
 from mmseg_repvgg.benchmark.suites import SUITES
 from mmseg_repvgg.command_line import user_errors
 
@@ -22,7 +23,7 @@ def main() -> None:
     )
     parser.add_argument('name', choices=list(SUITES), help='of the paper, or our own dropin')
     parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
-    parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(RUNTIME_NAMES))
+    parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(EXECUTIONS))
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='only these groups of subjects')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these subjects')
     parser.add_argument('--rounds', type=int, default=5, help='timed calls of each subject')

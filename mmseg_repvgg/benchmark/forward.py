@@ -11,69 +11,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.benchmark.execution import EXECUTIONS, PYTORCH, Execution, is_pytorch
 from mmseg_repvgg.benchmark.subject import Built
 from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
 from mmseg_repvgg.deploy.formats import WRITERS
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
 from mmseg_repvgg.version import __version__
 
-PRECISIONS = {
-    'fp32': torch.float32,  # on a GPU without TF32
-    'tf32': torch.float32,
-    'fp16': torch.float16,
-}
-"""Of PyTorch on a GPU; everything else runs in fp32."""
 
-
-def forward_pass(
-    network: nn.Module,
-    images: Tensor,
-    runtime: str = 'pytorch',
-    precision: str = 'fp32',
-    channels_last: bool = False,
-    **options: Any,
-) -> Built:
+def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> Built:
     """Prepare the forward pass of a network.
 
     Args:
         network: Gives logits (N, classes, ...).
         images: (N, C, H, W) float32.
-        runtime: ``pytorch``, which runs on the GPU if there is one, or a name of
-            :data:`mmseg_repvgg.deploy.runtimes.RUNTIMES`, for which the network is exported.
-        precision: Of PyTorch, a name of :data:`PRECISIONS`.
-        channels_last: Whether PyTorch holds feature maps as (N, H, W, C).
-        **options: Of the runtime's class.
+        runtime: A name of :data:`mmseg_repvgg.benchmark.execution.EXECUTIONS`.
 
     Raises:
-        ValueError: On an unknown runtime or precision, or an option that has no effect.
+        ValueError: On an unknown runtime.
     """
+    if runtime not in EXECUTIONS:
+        raise ValueError(f'runtime={runtime!r} must be one of {", ".join(EXECUTIONS)}')
     network.eval().requires_grad_(False)
     info: dict[str, Any] = dict(parameters=sum(p.numel() for p in network.parameters()))
-    if runtime == 'pytorch':
-        if precision not in PRECISIONS or options:
-            raise ValueError(
-                f'precision={precision!r} must be one of {", ".join(PRECISIONS)}, and {options} '
-                'are options of no runtime'
-            )
-        return _pytorch(network, images, precision, channels_last, info)
-    if runtime not in RUNTIMES or precision != 'fp32' or channels_last:
-        raise ValueError(
-            f'runtime={runtime!r} must be pytorch or one of {", ".join(RUNTIMES)}; precision and '
-            'channels_last are of pytorch'
-        )
-    return _exported(network, images, runtime, info, options)
+    run = _pytorch if is_pytorch(runtime) else _exported
+    return run(network, images, EXECUTIONS[runtime], info)
 
 
 def _pytorch(
-    network: nn.Module, images: Tensor, precision: str, channels_last: bool, info: dict[str, Any]
+    network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
 ) -> Built:
     cuda = torch.cuda.is_available()
-    torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
-    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    place: Any = dict(dtype=PRECISIONS[precision], device='cuda' if cuda else 'cpu')
-    network = network.to(memory_format=layout, **place)
-    images = images.to(memory_format=layout, **place)
+    torch.backends.cuda.matmul.allow_tf32 = execution.tf32
+    torch.backends.cudnn.allow_tf32 = execution.tf32
+    place: Any = dict(
+        memory_format=torch.channels_last if execution.channels_last else torch.contiguous_format,
+        dtype=execution.dtype,
+        device='cuda' if cuda else 'cpu',
+    )
+    network, images = network.to(**place), images.to(**place)
     last: list[Tensor] = []
 
     def call() -> None:
@@ -92,12 +68,12 @@ def _pytorch(
 
 
 def _exported(
-    network: nn.Module, images: Tensor, runtime: str, info: dict[str, Any], options: dict[str, Any]
+    network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
 ) -> Built:
-    array = images.numpy()
+    array, runtime = images.numpy(), execution.runtime
     with tempfile.TemporaryDirectory(prefix='benchmark-') as folder:
         path = export_network(network, images, Path(folder), RUNTIMES[runtime].formats[0])
-        loaded = load_runtime(path, runtime, torch.get_num_threads(), **options)
+        loaded = load_runtime(path, runtime, torch.get_num_threads(), **execution.options)
         info['file_bytes'] = path.stat().st_size
         loaded.run(array)  # some read the file as late as here
     last: list[np.ndarray] = []

@@ -8,15 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmseg_repvgg.benchmark.agreement import References
+from mmseg_repvgg.benchmark.execution import EXECUTIONS
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record, provenance
 from mmseg_repvgg.benchmark.subject import Subject
 from mmseg_repvgg.benchmark.suites import SUITES
-from mmseg_repvgg.deploy.runtimes import RUNTIMES, is_installed
 from mmseg_repvgg.files import whole_file
-
-RUNTIME_NAMES = ('pytorch', *(name for name in RUNTIMES if name != 'torch'))
-"""What runs networks: PyTorch as users have it, and the inference runtimes."""
 
 
 def run_benchmark(
@@ -34,7 +31,7 @@ def run_benchmark(
     Args:
         name: Of :data:`SUITES`.
         out: The folder.
-        runtimes: Of :data:`RUNTIME_NAMES`; by default those that are installed.
+        runtimes: Of :data:`EXECUTIONS`; by default those that are possible here.
         protocol: How it is measured; by default with as many threads as the machine has CPUs.
         quick: Small stand-ins, one round: a test of the benchmark, whose figures mean nothing.
         groups: Only these groups.
@@ -54,7 +51,7 @@ def run_benchmark(
     if quick:
         protocol = replace(protocol, rounds=1, time_limit=120)
     suite = SUITES[name]
-    chosen = _choose(suite.groups(_installed(runtimes), quick), groups, only)
+    chosen = _choose(suite.groups(_possible(runtimes), quick), groups, only)
     outcomes = {}
     references = References(suite.reference, protocol, say)
     for group, subjects in chosen.items():
@@ -97,15 +94,15 @@ def _choose(
     return {group: members for group, members in kept.items() if members}
 
 
-def _installed(runtimes: Sequence[str] | None) -> list[str]:
+def _possible(runtimes: Sequence[str] | None) -> list[str]:
     for runtime in runtimes or ():
-        if runtime not in RUNTIME_NAMES:
-            raise ValueError(f'unknown runtime {runtime!r}; choose from {", ".join(RUNTIME_NAMES)}')
-        if runtime != 'pytorch' and not is_installed(runtime):
+        if runtime not in EXECUTIONS:
+            raise ValueError(f'unknown runtime {runtime!r}; choose from {", ".join(EXECUTIONS)}')
+        execution = EXECUTIONS[runtime]
+        if not execution.is_possible:
+            gpu = ', with support of CUDA, and a GPU' if execution.needs_gpu else ''
             raise ValueError(
-                f'the runtime {runtime!r} is not installed: pip install "mmseg-repvgg[deploy]" '
-                '(python -m mmseg_repvgg.doctor says what there is)'
+                f'the runtime {runtime!r} is not there: it needs {execution.runtime}{gpu}; pip '
+                'install "mmseg-repvgg[deploy]" (python -m mmseg_repvgg.doctor says what there is)'
             )
-    if runtimes:
-        return list(runtimes)
-    return [n for n in RUNTIME_NAMES if n == 'pytorch' or is_installed(n)]
+    return list(runtimes or (n for n, execution in EXECUTIONS.items() if execution.is_possible))

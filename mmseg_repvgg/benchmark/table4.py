@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.execution import is_pytorch
 from mmseg_repvgg.benchmark.plots import scatter
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
 from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
@@ -73,7 +74,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
     names = [name for name in (QUICK if quick else [*PAPER, *ELSEWHERE]) if name != BASE]
     found = {}
     for runtime in runtimes:
-        here = [name for name in names if name not in ELSEWHERE or runtime == 'pytorch']
+        here = [name for name in names if name not in ELSEWHERE or is_pytorch(runtime)]
         for start in range(0, len(here), TOGETHER):
             part = [*here[start : start + TOGETHER], BASE]
             found[f'{runtime}, {start // TOGETHER + 1}'] = [
@@ -87,7 +88,7 @@ def _subjects(name: str, runtime: str, quick: bool) -> Iterator[Subject]:
     size = 64 if quick else _paper(name).size
     settings = dict(name=name, batch=batch, size=size, runtime=runtime)
     yield Subject(name, f'{NETWORKS}:classifier', settings, batch)
-    if runtime == 'pytorch' and name.startswith(PLAIN):  # runtimes choose by themselves
+    if is_pytorch(runtime) and name.startswith(PLAIN):  # other runtimes choose by themselves
         more = dict(settings, rewrites=['winograd'])
         yield Subject(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.execution import is_pytorch
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
 from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
@@ -105,7 +106,7 @@ def _across(runtimes: Sequence[str]) -> Iterator[Subject]:
 
 
 def _more(runtime: str) -> tuple[str, ...]:
-    return MORE_IN_PYTORCH if runtime == 'pytorch' else MORE
+    return MORE_IN_PYTORCH if is_pytorch(runtime) else MORE
 
 
 def _fused(name: str) -> tuple[str, ...]:

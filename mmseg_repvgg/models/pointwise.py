@@ -19,7 +19,7 @@ WIDEST = 256
 """Channels above which the operations cost more than the layout, so that the conv is as fast."""
 
 
-def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+def pointwise(conv: Any, x: Tensor) -> Tensor:
     """``conv(x)``, by a matrix product where ``conv`` is a 1x1 conv and that can be.
 
     It can on the CPU in single or double precision, without stride, groups and bias, up to

@@ -87,6 +87,17 @@ def test_mnns_option_is_checked(tmp_path):
         load_runtime(path, winograd_level=7)
 
 
+@pytest.mark.parametrize('providers', [['TvmExecutionProvider', 'CPUExecutionProvider'], []])
+def test_a_provider_that_is_not_there_is_refused(tmp_path, providers):
+    """ONNX Runtime itself takes the CPU then, and says so in its log only."""
+    pytest.importorskip('onnxruntime')
+    path = described(tmp_path, format='onnx')
+    with pytest.raises(
+        ValueError, match=r'ONNX Runtime has .*; for CUDA pip install onnxruntime-gpu'
+    ):
+        load_runtime(path, 'onnxruntime', providers=providers)
+
+
 def test_the_modules_import_no_openmmlab_package_and_torch_only_for_torch():
     """Their source is looked at, for importing the package may register what it brings."""
     code = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ class OnnxRuntime(Runtime):
         info: What was written beside it.
         threads: As :class:`Runtime`.
         providers: ONNX Runtime's execution providers, the preferred first.
+
+    Raises:
+        ValueError: If the first provider is not there, in whose place ONNX Runtime would silently
+            take the CPU.
     """
 
     def __init__(
@@ -26,15 +31,25 @@ class OnnxRuntime(Runtime):
         path: Path,
         info: ExportedInfo,
         threads: int | None = None,
-        providers: tuple[str, ...] = ('CPUExecutionProvider',),
+        providers: Sequence[str] = ('CPUExecutionProvider',),
     ) -> None:
         super().__init__(path, info, threads)
+        self._check(providers, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self.session = onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=list(providers)
         )
+        self._check(providers, self.session.get_providers())  # its libraries may be missing
         self.input = self.session.get_inputs()[0].name
+
+    @staticmethod
+    def _check(wanted: Sequence[str], there: Sequence[str]) -> None:
+        if not wanted or wanted[0] not in there:
+            raise ValueError(
+                f'providers={list(wanted)}: ONNX Runtime has {", ".join(there)} here; for CUDA pip '
+                'install onnxruntime-gpu in the place of onnxruntime'
+            )
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """As :meth:`Runtime.run`."""
