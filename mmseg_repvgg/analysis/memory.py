@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmseg_repvgg.analysis.live_bytes import LiveBytes, storage_key
 from mmseg_repvgg.checks import check_whole
 
 STEPS = 2  # the optimizer has its state from the first step on
@@ -75,7 +74,7 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
         check_whole('size', side, 1)
     with FakeTensorMode():
         model, optimizer = _build(cfg)
-        live = _LiveBytes([*model.parameters(), *model.buffers()])
+        live = LiveBytes([*model.parameters(), *model.buffers()])
         try:
             with live:
                 saved = _train(model, optimizer, batch, size)
@@ -154,56 +153,20 @@ def _no_accuracy(logits: Tensor, *_args: Any, **_options: Any) -> Tensor:
 @contextmanager
 def _saved_bytes(model: nn.Module) -> Iterator[Any]:
     """Give a function that tells what autograd has saved within, without parameters, in bytes."""
-    own = {_key(p) for p in [*model.parameters(), *model.buffers()]}
+    own = {storage_key(p) for p in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in own:
-            sizes[_key(tensor)] = tensor.untyped_storage().nbytes()
+        if storage_key(tensor) not in own:
+            sizes[storage_key(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         yield lambda: sum(sizes.values())
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of some tensors and of what operators make, while they live."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-        for tensor in tensors:
-            self._count(tensor)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor)
-        return result
-
-    def _count(self, tensor: Tensor) -> None:
-        key, storage = _key(tensor), tensor.untyped_storage()
-        if key in self._known:
-            return  # a view, or changed in place
-        size = storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
 def _bytes(values: list[Any]) -> int:
-    storages = {_key(v): v.untyped_storage().nbytes() for v in values if isinstance(v, Tensor)}
+    storages = {
+        storage_key(v): v.untyped_storage().nbytes() for v in values if isinstance(v, Tensor)
+    }
     return sum(storages.values())

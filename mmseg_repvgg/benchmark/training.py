@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
+from mmseg_repvgg.analysis.live_bytes import LiveBytes
 from mmseg_repvgg.analysis.timing import median_ratio, time_in_turn
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
@@ -49,29 +49,19 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def kept_bytes(module: nn.Module, x: Tensor) -> tuple[int, Any]:
-    """What a forward pass keeps for the backward pass, and its output.
+    """What a forward pass leaves in memory for the backward pass, and its output.
 
-    A storage counts once, however many tensors lie in it. Parameters and buffers, and ``x`` itself,
-    which are there anyway, count nothing; nor do the statistics, two numbers a channel, of a
-    BatchNorm whose input is recomputed, which other hooks have taken.
+    All that lives counts, whatever holds it: what autograd's hooks on saved tensors see need not be
+    all. The output counts, too, which the next layer keeps; ``x``, parameters and buffers do not.
 
     Args:
         module: In training mode.
         x: Its input.
     """
-    there = [x, *module.parameters(), *module.buffers()]
-    known = {tensor.untyped_storage().data_ptr() for tensor in there}
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # alive, so that no other gets its address
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with LiveBytes([x, *module.parameters(), *module.buffers()]) as live:
+        before = live.now
         out = module(x)
-    return sum(storage.nbytes() for storage in kept.values()), out
+        return live.now - before, out
 
 
 def block(

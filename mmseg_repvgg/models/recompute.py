@@ -7,7 +7,8 @@ exactly, and for a 1x1 conv beside a 3x3 one in a thirtieth of the block's multi
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import weakref
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,11 @@ class _OutputOf:
             node._saved_dilation,
             node._saved_groups,
         )
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        in_its_dtype: Any = nullcontext()
+        if torch.amp.is_autocast_available(kind):
+            in_its_dtype = torch.autocast(kind, enabled=False)
+        with torch.no_grad(), in_its_dtype:
             return torch.conv2d(x, weight, None, *geometry)
 
 
@@ -109,8 +114,10 @@ def _producer(y: Tensor) -> Any:
 
 
 def _kept_as(y: Tensor, stand_in: _OutputOf) -> saved_tensors_hooks:
+    wanted = weakref.ref(y)  # the graph holds on to pack, which must not hold on to y
+
     def pack(tensor: Tensor) -> Tensor | _OutputOf:
-        return stand_in if tensor is y else tensor
+        return stand_in if tensor is wanted() else tensor
 
     def unpack(kept: Tensor | _OutputOf) -> Tensor:
         return kept.compute() if isinstance(kept, _OutputOf) else kept

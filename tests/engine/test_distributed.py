@@ -175,9 +175,9 @@ def test_torchrun_with_the_tools(scenes, tmp_path):
     cfg.custom_imports = dict(imports=['mmseg_repvgg'])
     (tmp_path / 'cfg.py').write_text(cfg.pretty_text)
 
-    def torchrun(tool, *args):
+    def torchrun(tool, *args, cfg='cfg.py'):
         command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
-        command += ['--master_port', str(free_port()), TOOLS / tool, tmp_path / 'cfg.py', *args]
+        command += ['--master_port', str(free_port()), TOOLS / tool, tmp_path / cfg, *args]
         done = subprocess.run(
             [*map(str, command), '--launcher', 'pytorch'],
             capture_output=True,
@@ -203,9 +203,10 @@ def test_torchrun_with_the_tools(scenes, tmp_path):
         cwd=tmp_path,
     )
     assert re.findall(r'mIoU: (\S+)', done.stdout + done.stderr)[-1] == two_processes
-    bad = 'custom_hooks=[{"type": "RepVGGDeployHook", "tolerance": 1e-30}]'
+    bad = "custom_hooks = [dict(type='RepVGGDeployHook', tolerance=1e-30)]"
+    (tmp_path / 'bad.py').write_text(f"_base_ = 'cfg.py'\n{bad}\n")
     start = time.monotonic()
-    code, text = torchrun('test.py', tmp_path / 'work' / 'iter_6.pth', '--cfg-options', bad)
+    code, text = torchrun('test.py', tmp_path / 'work' / 'iter_6.pth', cfg='bad.py')
     assert code != 0
     assert 'test: error: RepVGGDeployHook' in text
     assert time.monotonic() - start < 100
