@@ -13,6 +13,7 @@ from packaging.version import Version
 from torch import nn
 
 from mmseg_repvgg import doctor
+from mmseg_repvgg.benchmark import execution
 from mmseg_repvgg.benchmark import run as benchmark
 from mmseg_repvgg.checkpoint import reading
 from mmseg_repvgg.deploy import formats, runtimes, verify
@@ -116,8 +117,8 @@ def no_runtime(folder, monkeypatch):
 
 
 def no_runtime_to_measure(folder, monkeypatch):
-    monkeypatch.setattr(benchmark, 'is_installed', lambda name: False)
-    benchmark._installed(['mnn'])
+    monkeypatch.setattr(execution, 'is_installed', lambda name: False)
+    benchmark._possible(['mnn'])
 
 
 def no_runtime_to_compare_in(folder, monkeypatch):
