@@ -194,11 +194,12 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def provenance(record: Record) -> str:
     """The lines under a table: where its figures come from."""
     machine, protocol = record.machine, record.protocol
+    precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
     versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
     return (
         f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
         f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
-        f'{protocol["threads"]} threads, fp32, {protocol["warm_up"]} warm-up and '
+        f'{protocol["threads"]} threads, {precision}, {protocol["warm_up"]} warm-up and '
         f'{protocol["rounds"]} timed rounds, the models of a group in turn. Medians; ratios are '
         f'medians of the ratios round by round. {versions}.'
     )
