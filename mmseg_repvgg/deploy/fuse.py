@@ -122,15 +122,7 @@ def fuse_checkpoint(
     on_images, seen = _compare_images(cfg, before, after, tolerance, num_images)
     deployed = _deployed_config(cfg, rewrites)
     _check_loads(deployed, after)
-    make_folder(out.parent)
-    state = after.state_dict()
-    meta = loaded.get('meta') or {}
-    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
-    stamp = make_stamp(state, checkpoint, rewrites=list(rewrites))
-    write_checkpoint(dict(meta=dict(kept, **{STAMP: stamp}), state_dict=state), out)
-    config_path = out.with_suffix('.py')
-    with whole_file(config_path) as temporary:
-        temporary.write_text(deployed.pretty_text, encoding='utf-8')
+    config_path = _write(out, loaded, after.state_dict(), deployed, str(checkpoint), rewrites)
     return FuseReport(
         counts=counts,
         parameters_before=_num_parameters(before),
@@ -141,6 +133,26 @@ def fuse_checkpoint(
         checkpoint=out,
         config=config_path,
     )
+
+
+def _write(
+    out: Path,
+    loaded: dict[str, Any],
+    state: dict[str, Tensor],
+    deployed: Config,
+    source: str,
+    rewrites: Sequence[str],
+) -> Path:
+    """Write the fused weights, and beside them their config, whose path is returned."""
+    make_folder(out.parent)
+    meta = loaded.get('meta') or {}
+    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
+    stamp = make_stamp(state, source, rewrites=list(rewrites))
+    write_checkpoint(dict(meta=dict(kept, **{STAMP: stamp}), state_dict=state), out)
+    config_path = out.with_suffix('.py')
+    with whole_file(config_path) as temporary:
+        temporary.write_text(deployed.pretty_text, encoding='utf-8')
+    return config_path
 
 
 def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Module:
