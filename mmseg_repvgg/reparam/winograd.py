@@ -191,8 +191,9 @@ def use_winograd(model: nn.Module) -> int:
 def _absorb_relu(block: Any) -> None:
     """Let the conv of a fused RepVGG block do the ReLU after it: one pass over the map less."""
     conv = getattr(block, 'branch_reparam', None)
-    has_relu = type(getattr(block, 'act', None)) is nn.ReLU and block.se_layer is None
-    if isinstance(conv, KernelKeeper) and has_relu:
+    if not isinstance(conv, KernelKeeper) or block.se_layer is not None:
+        return  # mmseg's blocks may have an act, too
+    if type(block.act) is nn.ReLU:
         conv.relu, block.act = True, nn.Identity()
 
 

@@ -122,6 +122,26 @@ def test_a_run_on_a_mosaic_equals_the_dilated_run(size, step, columns):
     assert (run_on_mosaic(layers, x, step, step**columns) - expected).abs().max() < 1e-12
 
 
+class OtherBlock(nn.Module):
+    """mmseg's PIDNet and DDRNet have blocks with an ``act`` and no squeeze-excitation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+def test_blocks_of_other_backbones_keep_their_activation():
+    block, x = OtherBlock().eval(), torch.randn(1, 4, 40, 40)
+    with torch.no_grad():
+        expected = block(x)
+        assert use_winograd(block) == 1
+        assert type(block.act) is nn.ReLU
+        assert (block(x) - expected).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize('batch', [1, 2])
 @pytest.mark.parametrize('arch', [TINY, dict(TINY, group_layer_map={2: 2, 5: 4, 8: 2})])
 def test_a_backbone_goes_by_winograd_and_gives_the_same(monkeypatch, arch, batch):
