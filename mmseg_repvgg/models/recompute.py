@@ -7,16 +7,14 @@ exactly, and for a 1x1 conv beside a 3x3 one in a thirtieth of the block's multi
 
 from __future__ import annotations
 
-import weakref
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from mmseg_repvgg.models.pointwise import pointwise
+from mmseg_repvgg.models.stand_in import can_stand_in, kept_as
 
 SMALLEST = 2**18
 """Bytes of a map below which nothing worth the calls is saved."""
@@ -74,28 +72,11 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
         smallest: Bytes of the conv's output below which it is kept.
     """
     y = pointwise(conv, x)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_checkpointed():
-        return norm(y)
-    node = _producer(y)
+    node = _producer(y) if can_stand_in() else None
     if node is None or y.nbytes < smallest:
         return norm(y)
-    stand_in = _OutputOf(node, y.shape)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(_kept_as(y, stand_in))
-        except RuntimeError:  # torch.func takes no such hooks
-            return norm(y)
+    with kept_as(y, _OutputOf(node, y.shape)):
         return norm(y)
-
-
-def _is_checkpointed() -> bool:
-    """Whether this runs within ``torch.utils.checkpoint``, which computes all of it again itself.
-
-    It lets what a node keeps be read once, so that another reader must stand back.
-    """
-    top: Any = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
-    hooks = top and top(True)
-    return bool(hooks) and hooks[0].__module__ == checkpoint.__module__
 
 
 def _producer(y: Tensor) -> Any:
@@ -111,15 +92,3 @@ def _producer(y: Tensor) -> Any:
         and not node._saved_transposed
     )
     return node if is_plain_conv else None
-
-
-def _kept_as(y: Tensor, stand_in: _OutputOf) -> saved_tensors_hooks:
-    wanted = weakref.ref(y)  # the graph holds on to pack, which must not hold on to y
-
-    def pack(tensor: Tensor) -> Tensor | _OutputOf:
-        return stand_in if tensor is wanted() else tensor
-
-    def unpack(kept: Tensor | _OutputOf) -> Tensor:
-        return kept.compute() if isinstance(kept, _OutputOf) else kept
-
-    return saved_tensors_hooks(pack, unpack)

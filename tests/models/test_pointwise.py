@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
+from mmseg_repvgg.benchmark.training import kept_bytes
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.models.pointwise import WIDEST, pointwise
 from mmseg_repvgg.models.recompute import PRODUCT
@@ -23,9 +25,10 @@ def is_product(y):
     return node.name() == 'ViewBackward0' and node.next_functions[0][0].name() == PRODUCT
 
 
+@pytest.mark.parametrize('stride', [1, 2, (3, 2), 8])
 @pytest.mark.parametrize(('dtype', 'tolerance'), TOLERANCES, ids=str)
-def test_output_and_gradients_are_the_convs(dtype, tolerance):
-    conv, x = conv_and_input(dtype)
+def test_output_and_gradients_are_the_convs(dtype, tolerance, stride):
+    conv, x = conv_and_input(dtype, stride=stride)
     found = []
     for run in (pointwise, lambda conv, x: conv(x)):
         x = x.detach().requires_grad_()
@@ -37,6 +40,35 @@ def test_output_and_gradients_are_the_convs(dtype, tolerance):
     for ours, theirs in zip(*found, strict=True):
         assert ours.is_contiguous() and ours.shape == theirs.shape
         assert ((ours - theirs).norm() / theirs.norm()).item() < tolerance
+
+
+def test_with_a_stride_the_input_is_kept_and_nothing_else():
+    conv, x = conv_and_input(stride=2)
+    module = nn.Sequential(conv)
+    module.forward = lambda x: pointwise(conv, x)
+    assert kept_bytes(module, x.requires_grad_())[0] == conv(x).nbytes
+
+
+def test_with_a_stride_the_input_may_not_change_before_the_backward_pass():
+    conv, x = conv_and_input(stride=2)
+    x = x.requires_grad_().clone()
+    y = pointwise(conv, x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+def test_within_a_checkpoint_it_is_the_same_product(use_reentrant):
+    conv, x = conv_and_input(stride=2)
+    x.requires_grad_()
+    found = []
+    for run in (pointwise, lambda *args: checkpoint(pointwise, *args, use_reentrant=use_reentrant)):
+        conv.weight.grad = None
+        y = run(conv, x)
+        y.square().sum().backward()
+        found.append((y, conv.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_wrong_product_is_told_apart():
@@ -51,10 +83,10 @@ def test_a_wrong_product_is_told_apart():
     'settings',
     [
         dict(bias=True),
-        dict(stride=2),
+        dict(stride=2, padding=1),
         dict(padding=1),
         dict(groups=2),
-        dict(in_channels=WIDEST + 2, out_channels=2),
+        dict(in_channels=WIDEST + 2, out_channels=WIDEST + 2),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_repvgg.benchmark.training import kept_bytes
-from mmseg_repvgg.models import VARIANTS, DilatedRepVGG, RepVGGBlock, recompute
+from mmseg_repvgg.models import VARIANTS, DilatedRepVGG, RepVGGBlock, stand_in
 from mmseg_repvgg.models.recompute import SMALLEST, _OutputOf, conv_norm
 from tests.common import TINY
 
@@ -79,7 +79,7 @@ def test_kept_maps_are_those_that_live(monkeypatch):
     """Negative control: a hook that holds the map keeps it, whatever the graph has saved."""
     _, saving, x = pair()
     x.requires_grad_()
-    monkeypatch.setattr(recompute, 'weakref', SimpleNamespace(ref=lambda y: lambda: y))
+    monkeypatch.setattr(stand_in, 'weakref', SimpleNamespace(ref=lambda y: lambda: y))
     assert kept_maps(saving, x) == 3
 
 
