@@ -10,6 +10,8 @@ from mmcv.cnn import ConvModule, build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmseg_repvgg.models.batch_statistics import normed
+from mmseg_repvgg.models.eager import is_unwatched
 from mmseg_repvgg.models.layer import Layer, added, batch_norm, conv_bn, in_place, recomputed
 from mmseg_repvgg.models.pointwise import pointwise
 from mmseg_repvgg.models.recompute import SMALLEST, conv_norm
@@ -156,21 +158,30 @@ class RepVGGBlock(BaseModule):
 
     def _add_branches(self, x: Tensor) -> Tensor:
         """The sum before the activation, in training form (eq. 1)."""
-        out = self.branch_3x3(x)
-        if self.branch_1x1 is None:
-            return out if self.branch_norm is None else out + self.branch_norm(x)
-        out = out + self._forward_1x1(x)
-        return out if self.branch_norm is None else added(out, self.branch_norm(x))
+        out = self._forward_3x3(x)
+        if not all(map(is_unwatched, self.branch_3x3.modules())):
+            out = out.clone()  # a hook may have it, and it is overwritten
+        if self.branch_1x1 is not None:
+            out = added(out, self._forward_1x1(x))
+        return out if self.branch_norm is None else added(out, normed(self.branch_norm, x))
+
+    def _forward_3x3(self, x: Tensor) -> Tensor:
+        """The 3x3 branch."""
+        branch = self.branch_3x3
+        if not is_unwatched(branch):
+            return branch(x)
+        out = branch.conv(x)
+        return normed(branch.norm, out) if hasattr(branch, 'norm') else out
 
     def _forward_1x1(self, x: Tensor) -> Tensor:
         """The 1x1 branch."""
         branch = self.branch_1x1
-        if not self.norms_1x1:
+        if not (self.norms_1x1 and is_unwatched(branch)):
             return branch(x)
         # with groups the 3x3 conv is cheap too, so that recomputing would cost 8 % of a step
         keeps = self.recompute_1x1 is None and self.groups > 1
         if self.with_cp or self.recompute_1x1 is False or keeps:
-            return branch.norm(pointwise(branch.conv, x))
+            return normed(branch.norm, pointwise(branch.conv, x))
         return conv_norm(branch.conv, branch.norm, x, 0 if self.recompute_1x1 else SMALLEST)
 
     def _merge(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.models.batch_statistics import normed
 from mmseg_repvgg.models.pointwise import pointwise
 from mmseg_repvgg.models.stand_in import can_stand_in, kept_as
 
@@ -74,9 +75,9 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
     y = pointwise(conv, x)
     node = _producer(y) if can_stand_in() else None
     if node is None or y.nbytes < smallest:
-        return norm(y)
+        return normed(norm, y)
     with kept_as(y, _OutputOf(node, y.shape)):
-        return norm(y)
+        return normed(norm, y)
 
 
 def _producer(y: Tensor) -> Any:
