@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmseg_repvgg.models.batch_statistics import normed
 from mmseg_repvgg.models.eager import is_unwatched
 from mmseg_repvgg.models.layer import Layer, added, batch_norm, conv_bn, in_place, recomputed
+from mmseg_repvgg.models.minimal_filtering import conv3x3
 from mmseg_repvgg.models.pointwise import pointwise
 from mmseg_repvgg.models.recompute import SMALLEST, conv_norm
 from mmseg_repvgg.reparam.batchnorm import conv_like
@@ -170,7 +171,7 @@ class RepVGGBlock(BaseModule):
         branch = self.branch_3x3
         if not is_unwatched(branch):
             return branch(x)
-        out = branch.conv(x)
+        out = conv3x3(branch.conv, x)
         return normed(branch.norm, out) if hasattr(branch, 'norm') else out
 
     def _forward_1x1(self, x: Tensor) -> Tensor:
