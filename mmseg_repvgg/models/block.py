@@ -179,9 +179,7 @@ class RepVGGBlock(BaseModule):
         branch = self.branch_1x1
         if not (self.norms_1x1 and is_unwatched(branch)):
             return branch(x)
-        # with groups the 3x3 conv is cheap too, so that recomputing would cost 8 % of a step
-        keeps = self.recompute_1x1 is None and self.groups > 1
-        if self.with_cp or self.recompute_1x1 is False or keeps:
+        if self.with_cp or self.recompute_1x1 is False:
             return normed(branch.norm, pointwise(branch.conv, x))
         return conv_norm(branch.conv, branch.norm, x, 0 if self.recompute_1x1 else SMALLEST)
 

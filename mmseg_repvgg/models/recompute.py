@@ -76,7 +76,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, smallest: int = SMALL
     node = _producer(y) if can_stand_in() else None
     if node is None or y.nbytes < smallest:
         return normed(norm, y)
-    with kept_as(y, _OutputOf(node, y.shape)):
+    with kept_as((y, _OutputOf(node, y.shape))):
         return normed(norm, y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import _C as torch_c
@@ -29,23 +30,54 @@ def can_stand_in() -> bool:
     if is_captured() or _is_checkpointed():
         return False
     try:
-        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        with saved_tensors_hooks(_itself, _itself):
             return True
     except RuntimeError:
         return False
 
 
-def kept_as(tensor: Tensor, stand_in: StandIn) -> saved_tensors_hooks:
-    """Within this context functions keep ``stand_in`` where they would keep ``tensor``."""
-    wanted = weakref.ref(tensor)  # the graph holds on to pack, which must not hold on to the tensor
+class MadeOf:
+    """Stands for what a function makes of a tensor that is kept anyway.
 
-    def pack(saved: Tensor) -> Tensor | StandIn:
-        return stand_in if saved is wanted() else saved
+    Args:
+        source: That tensor.
+        make: The function.
+    """
 
-    def unpack(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept.compute()
+    def __init__(self, source: Tensor, make: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.make, self.version = source.detach(), make, source._version
 
-    return saved_tensors_hooks(pack, unpack)
+    def compute(self) -> Tensor:
+        """What is made of it.
+
+        Raises:
+            RuntimeError: If it was changed since, as autograd says it of what it keeps.
+        """
+        if self.source._version != self.version:
+            raise RuntimeError(
+                'one of the variables needed for gradient computation has been modified by an '
+                f'inplace operation: a tensor of shape {tuple(self.source.shape)} is at version '
+                f'{self.source._version}; expected version {self.version} instead'
+            )
+        return self.make(self.source)
+
+
+def kept_as(*pairs: tuple[Tensor, StandIn]) -> saved_tensors_hooks:
+    """Within this context functions keep a stand-in where they would keep the tensor before it."""
+    # the graph holds on to pack, which must not hold on to the tensors
+    known = [(weakref.ref(tensor), stand_in) for tensor, stand_in in pairs]
+
+    def pack(saved: Tensor) -> StandIn:
+        for ref, stand_in in known:
+            if ref() is saved:
+                return stand_in
+        return MadeOf(saved, _itself)  # what goes through such hooks autograd no longer checks
+
+    return saved_tensors_hooks(pack, lambda stand_in: stand_in.compute())
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _is_checkpointed() -> bool:

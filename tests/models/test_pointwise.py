@@ -25,10 +25,11 @@ def is_product(y):
     return node.name() == 'ViewBackward0' and node.next_functions[0][0].name() == PRODUCT
 
 
+@pytest.mark.parametrize('groups', [1, 2])
 @pytest.mark.parametrize('stride', [1, 2, (3, 2), 8])
 @pytest.mark.parametrize(('dtype', 'tolerance'), TOLERANCES, ids=str)
-def test_output_and_gradients_are_the_convs(dtype, tolerance, stride):
-    conv, x = conv_and_input(dtype, stride=stride)
+def test_output_and_gradients_are_the_convs(dtype, tolerance, stride, groups):
+    conv, x = conv_and_input(dtype, stride=stride, groups=groups)
     found = []
     for run in (pointwise, lambda conv, x: conv(x)):
         x = x.detach().requires_grad_()
@@ -42,18 +43,25 @@ def test_output_and_gradients_are_the_convs(dtype, tolerance, stride):
         assert ((ours - theirs).norm() / theirs.norm()).item() < tolerance
 
 
-def test_with_a_stride_the_input_is_kept_and_nothing_else():
-    conv, x = conv_and_input(stride=2)
+GEOMETRIES = [dict(stride=2), dict(groups=2), dict(stride=(1, 2), groups=2)]
+
+
+@pytest.mark.parametrize('settings', GEOMETRIES, ids=str)
+def test_input_and_kernel_are_kept_and_nothing_that_is_made_of_them(settings):
+    conv, x = conv_and_input(**settings)
     module = nn.Sequential(conv)
     module.forward = lambda x: pointwise(conv, x)
     assert kept_bytes(module, x.requires_grad_())[0] == conv(x).nbytes
 
 
-def test_with_a_stride_the_input_may_not_change_before_the_backward_pass():
-    conv, x = conv_and_input(stride=2)
+@pytest.mark.parametrize('settings', GEOMETRIES, ids=str)
+@pytest.mark.parametrize('changed', ['x', 'weight'])
+def test_neither_may_change_before_the_backward_pass(settings, changed):
+    conv, x = conv_and_input(**settings)
     x = x.requires_grad_().clone()
     y = pointwise(conv, x)
-    x.add_(1)
+    with torch.no_grad():
+        (x if changed == 'x' else conv.weight).add_(1)
     with pytest.raises(RuntimeError, match='modified by an inplace operation'):
         y.sum().backward()
 
@@ -85,7 +93,6 @@ def test_a_wrong_product_is_told_apart():
         dict(bias=True),
         dict(stride=2, padding=1),
         dict(padding=1),
-        dict(groups=2),
         dict(in_channels=WIDEST + 2, out_channels=WIDEST + 2),
     ],
     ids=str,

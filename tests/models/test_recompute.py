@@ -202,11 +202,12 @@ def test_the_graph_may_be_used_twice_and_differentiated_twice():
     assert error(*found) < 1e-10
 
 
-def test_a_kernel_that_changed_in_between_is_refused():
+@pytest.mark.parametrize('name', ['conv.weight', 'norm.weight'])
+def test_parameters_that_changed_in_between_are_refused(name):
     _, saving, x = pair()
     out = saving(x).sum()
     with torch.no_grad():
-        saving.branch_1x1.conv.weight.mul_(2)
+        saving.branch_1x1.get_parameter(name).mul_(2)
     with pytest.raises(RuntimeError, match='modified by an inplace operation'):
         out.backward()
 
