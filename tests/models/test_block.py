@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmseg_repvgg.models import RepVGGBlock
+from mmseg_repvgg.models.variant_blocks import PostAdditionBN
 from tests.common import randomise_batchnorms
 
 
@@ -66,6 +67,26 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(norm):
     for (name, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
         assert torch.equal(a, b), name
     assert plain.branch_3x3.norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(
+    ('kind', 'place'),
+    [
+        (RepVGGBlock, 'branch_3x3'),
+        (RepVGGBlock, 'branch_3x3.conv'),
+        (RepVGGBlock, 'branch_3x3.norm'),
+        (PostAdditionBN, 'branch_3x3'),
+        (PostAdditionBN, 'branch_3x3.conv'),
+    ],
+)
+def test_what_a_hook_has_seen_is_not_overwritten_by_the_sum(kind, place):
+    block, seen = kind(8, 8).train(), []
+    block.get_submodule(place).register_forward_hook(
+        lambda module, args, out: seen.append((out, out.clone()))
+    )
+    block(torch.randn(2, 8, 9, 7)).sum().backward()
+    ((out, before),) = seen
+    assert torch.equal(out, before)
 
 
 def test_squeeze_excitation_equals_mmpretrains():
