@@ -24,8 +24,10 @@ from mmseg_repvgg.models.eager import is_on_cpu, is_transformed, is_unwatched
 
 NARROWEST = 128
 """Channels of a group below which there is too little to multiply."""
-SMALLEST = 2**19
+SMALLEST = 2**18
 """Numbers of a batch of maps, for each group, below which the transforms cost what they save."""
+FORWARD = 2**19
+"""The same of the forward pass, which transforms a kernel for one conv and not for two."""
 FEWEST = 1024
 """Pixels of a batch below which those of the kernels do."""
 CHUNK = 6 * 2**20
@@ -82,6 +84,8 @@ class _Conv3x3(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.groups = dilation, groups
+        if x.numel() < FORWARD * groups:
+            return functional.conv2d(x, weight, None, 1, dilation, dilation, groups)
         kernels = transform_kernel(weight)
         out = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
         share = _share(x, weight)

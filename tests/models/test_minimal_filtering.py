@@ -27,6 +27,7 @@ def for_all_sizes(monkeypatch):
     monkeypatch.setattr(minimal_filtering, 'NARROWEST', 1)
     monkeypatch.setattr(minimal_filtering, 'SMALLEST', 1)
     monkeypatch.setattr(minimal_filtering, 'FEWEST', 1)
+    monkeypatch.setattr(minimal_filtering, 'FORWARD', 1)
     monkeypatch.setattr(minimal_filtering, 'CHUNK', 1)
 
 
