@@ -1,7 +1,7 @@
 """What training costs: our block and backbone beside mmpretrain's, in time and in memory kept.
 
-``python tools/benchmark.py training`` gives each a process of its own; ``python -m
-mmseg_repvgg.benchmark.training`` times single blocks in one process, where a few percent show.
+A timed call is a few training steps one after the other: a step after a pause, while another model
+had the machine, takes up to twice the time of one within a training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes
-from mmseg_repvgg.analysis.timing import median_ratio, time_in_turn
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
 from mmseg_repvgg.benchmark.subject import Built, Subject
@@ -24,6 +23,9 @@ from mmseg_repvgg.models.block import RepVGGBlock
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'keeping 1x1': False, 'as built': None}
 """``recompute_1x1`` by kind; mmpretrain's has no such thing."""
+
+STEPS = dict(block=20, backbone=3)
+"""Training steps of a timed call."""
 
 BLOCKS: dict[str, dict[str, Any]] = {
     'A0, 1/4': dict(channels=48, size=56, batch=8),
@@ -71,9 +73,10 @@ def block(
     batch: int,
     out_channels: int | None = None,
     dilation: int = 1,
+    steps: int = STEPS['block'],
     **geometry: Any,
 ) -> Built:
-    """A training step of one block.
+    """Training steps of one block.
 
     Args:
         kind: One of :data:`KINDS`.
@@ -82,6 +85,7 @@ def block(
         batch: Examples.
         out_channels: Of its output, if they differ.
         dilation: Of the 3x3 conv.
+        steps: Of each call.
         **geometry: ``stride`` and ``groups``.
     """
     torch.manual_seed(0)
@@ -95,17 +99,20 @@ def block(
         )
     else:
         module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=KINDS[kind], **geometry)
-    return _step(module, x.requires_grad_())
+    return _training(module, x.requires_grad_(), steps)
 
 
-def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Built:
-    """A training step of a backbone.
+def backbone(
+    kind: str, arch: str, size: int, batch: int, steps: int = STEPS['backbone'], **settings: Any
+) -> Built:
+    """Training steps of a backbone.
 
     Args:
         kind: One of :data:`KINDS`.
         arch: Of its table.
         size: Height and width of the images.
         batch: Images.
+        steps: Of each call.
         **settings: Strides and dilations.
     """
     torch.manual_seed(0)
@@ -115,11 +122,11 @@ def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Bu
         module: nn.Module = repvgg.RepVGG(arch, out_indices=(0, 1, 2, 3), **settings)
     else:
         module = DilatedRepVGG(arch, recompute_1x1=KINDS[kind], **settings)
-    return _step(module, torch.randn(batch, 3, size, size))
+    return _training(module, torch.randn(batch, 3, size, size), steps)
 
 
-def _step(module: nn.Module, x: Tensor) -> Built:
-    """Forward, backward from random gradients of the outputs, and SGD."""
+def _training(module: nn.Module, x: Tensor, steps: int) -> Built:
+    """Steps of forward, backward from random gradients of the outputs, and SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     module.train()  # mmpretrain's returns None
     module.to(device)
@@ -129,10 +136,11 @@ def _step(module: nn.Module, x: Tensor) -> Built:
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
     def call() -> None:
-        x.grad = None
-        optimizer.zero_grad()
-        torch.autograd.backward(_listed(module(x)), gradients)
-        optimizer.step()
+        for _ in range(steps):
+            x.grad = None
+            optimizer.zero_grad()
+            torch.autograd.backward(_listed(module(x)), gradients)
+            optimizer.step()
         if device == 'cuda':
             torch.cuda.synchronize()
 
@@ -147,14 +155,21 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
     """A group a layer and a backbone, in PyTorch: nothing else trains."""
     things = [(name, 'block', settings) for name, settings in BLOCKS.items()]
     things += [(name, 'backbone', settings) for name, settings in BACKBONES.items()]
+    steps = STEPS
     if quick:
+        steps = dict.fromkeys(STEPS, 1)
         things = [
             (name, builder, dict(settings, batch=2, size=64 if builder == 'backbone' else 14))
             for name, builder, settings in things[::10]
         ]
     return {
         name: [
-            Subject(kind, f'{__name__}:{builder}', dict(kind=kind, **settings), settings['batch'])
+            Subject(
+                kind,
+                f'{__name__}:{builder}',
+                dict(kind=kind, steps=steps[builder], **settings),
+                settings['batch'] * steps[builder],
+            )
             for kind in KINDS
         ]
         for name, builder, settings in things
@@ -185,7 +200,7 @@ def markdown(record: Record) -> str:
             [
                 row.group,
                 row.name,
-                f'{1e3 * row.median:.1f}',
+                f'{1e3 * row.median / row.settings["steps"]:.1f}',
                 f'{100 * row.spread:.0f} %',
                 None if time is None else f'{time:.3f}',
                 f'{row.info["kept_bytes"] / 2**20:.2f}',
@@ -206,20 +221,3 @@ def plot(record: Record, path: Path) -> None:
         'kept for the backward pass': [kept_share(record, 'as built', name) for name in names],
     }
     bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')
-
-
-def in_one_process(rounds: int = 25) -> str:
-    """Time the blocks in turn in this process: a table, times relative to mmpretrain's."""
-    rows = []
-    for name, settings in BLOCKS.items():
-        built = {kind: block(kind, **settings) for kind in KINDS}
-        seconds = time_in_turn({k: b.call for k, b in built.items()}, rounds, warm_up=3)
-        shares = [1 / median_ratio(seconds[THEIRS], seconds[kind]) for kind in list(KINDS)[1:]]
-        kept = built['as built'].info['kept_bytes'] / built[THEIRS].info['kept_bytes']
-        rows.append([name, *(f'{share:.3f}' for share in shares), f'{kept:.3f}'])
-    header = ['layer', *(f'time, {kind}' for kind in list(KINDS)[1:]), 'bytes kept, as built']
-    return markdown_table(header, rows)
-
-
-if __name__ == '__main__':
-    print(in_one_process())
