@@ -19,6 +19,7 @@ from mmseg_repvgg.benchmark.record import Record, markdown_table
 from mmseg_repvgg.benchmark.subject import Built, Subject
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.models.block import RepVGGBlock
+from mmseg_repvgg.models.freed_memory import keep_freed_memory
 
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'keeping 1x1': False, 'as built': None}
@@ -128,6 +129,8 @@ def backbone(
 def _training(module: nn.Module, x: Tensor, steps: int) -> Built:
     """Steps of forward, backward from random gradients of the outputs, and SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cpu':
+        keep_freed_memory()  # as tools/train.py does, whatever it trains
     module.train()  # mmpretrain's returns None
     module.to(device)
     x = x.detach().to(device).requires_grad_(x.requires_grad)

@@ -19,6 +19,7 @@ from mmseg_repvgg.engine.load_hook import LoadCheckHook
 from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 from mmseg_repvgg.files import writable_folder
+from mmseg_repvgg.models.freed_memory import keep_freed_memory
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -79,6 +80,8 @@ def train(
             'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
         )
     prepare(cfg, work_dir, launcher)
+    if get_device() == 'cpu':
+        keep_freed_memory()
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if amp:
         _use_amp(cfg)

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmseg_repvgg.models.eager import is_on_cpu, is_transformed, is_unwatched
+from mmseg_repvgg.models.freed_memory import is_kept
 
 NARROWEST = 128
 """Channels of a group below which there is too little to multiply."""
 SMALLEST = 2**18
 """Numbers of a batch of maps, for each group, below which the transforms cost what they save."""
-FORWARD = 2**19
-"""The same of the forward pass, which transforms a kernel for one conv and not for two."""
-FEWEST = 1024
+FEWEST = 768
 """Pixels of a batch below which those of the kernels do."""
 CHUNK = 6 * 2**20
 """Bytes of transformed maps at a time: more of them do not stay in a CPU's caches."""
@@ -38,7 +37,8 @@ def conv3x3(conv: Any, x: Tensor) -> Tensor:
     """``conv(x)``; with F(2, 3) where ``conv`` is a wide 3x3 conv that trains on the CPU.
 
     Without stride and bias, in single or double precision, for contiguous maps, and where nothing
-    looks on: no hooks, no autocast, no ``torch.func``, no captured graph.
+    looks on: no hooks, no autocast, no ``torch.func``, no captured graph. Only in a process of
+    which :func:`mmseg_repvgg.models.freed_memory.keep_freed_memory` was asked.
 
     Args:
         conv: Any module.
@@ -68,7 +68,8 @@ def _is_plain(conv: Any) -> bool:
 
 def _pays(conv: Any, x: Tensor) -> bool:
     return (
-        min(conv.in_channels, conv.out_channels) >= NARROWEST * conv.groups
+        is_kept()  # otherwise the maps it works in cost what it saves
+        and min(conv.in_channels, conv.out_channels) >= NARROWEST * conv.groups
         and x.shape[1] == conv.in_channels
         and x.numel() >= max(SMALLEST * conv.groups, FEWEST * conv.in_channels)
         and torch.is_grad_enabled()
@@ -84,8 +85,6 @@ class _Conv3x3(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.groups = dilation, groups
-        if x.numel() < FORWARD * groups:
-            return functional.conv2d(x, weight, None, 1, dilation, dilation, groups)
         kernels = transform_kernel(weight)
         out = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
         share = _share(x, weight)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmseg_repvgg.models import RepVGGBlock, minimal_filtering
+from mmseg_repvgg.models import RepVGGBlock, freed_memory, minimal_filtering
 from mmseg_repvgg.models.minimal_filtering import (
     conv3x3,
     transform_input,
@@ -21,13 +21,17 @@ from mmseg_repvgg.models.minimal_filtering import (
 NODE = '_Conv3x3Backward'
 
 
+@pytest.fixture(autouse=True)
+def memory_is_kept(monkeypatch):
+    monkeypatch.setattr(freed_memory, '_kept', True)
+
+
 @pytest.fixture
 def for_all_sizes(monkeypatch):
     """Take the way that only wide layers and large maps take; a small part of a batch at a time."""
     monkeypatch.setattr(minimal_filtering, 'NARROWEST', 1)
     monkeypatch.setattr(minimal_filtering, 'SMALLEST', 1)
     monkeypatch.setattr(minimal_filtering, 'FEWEST', 1)
-    monkeypatch.setattr(minimal_filtering, 'FORWARD', 1)
     monkeypatch.setattr(minimal_filtering, 'CHUNK', 1)
 
 
@@ -184,6 +188,12 @@ def test_it_stays_a_conv_where_it_does_not_pay():
     for channels, size in (((128, 64), (64, 64)), ((128, 128), (8, 8))):
         conv, x = layer(channels=channels, size=size)
         assert conv3x3(conv, x).grad_fn.name() == 'ConvolutionBackward0'
+
+
+def test_it_stays_a_conv_where_freed_memory_is_not_kept(for_all_sizes, monkeypatch):
+    monkeypatch.setattr(freed_memory, '_kept', False)
+    conv, x = layer()
+    assert conv3x3(conv, x).grad_fn.name() == 'ConvolutionBackward0'
 
 
 def test_it_stays_a_conv_where_something_looks_on(for_all_sizes):
