@@ -20,6 +20,7 @@ class Subject:
     builder: str  # 'module:function'; it gives a Built
     settings: dict[str, Any] = field(default_factory=dict)  # of the builder, in JSON's types
     examples: int = 1  # images a call takes
+    spins: bool = False  # whether idle threads wait awake for some milliseconds, OpenMP's default
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
                 f'{__name__}:{builder}',
                 dict(kind=kind, steps=steps[builder], **settings),
                 settings['batch'] * steps[builder],
+                spins=True,  # between hundreds of small operations, as in a training
             )
             for kind in KINDS
         ]

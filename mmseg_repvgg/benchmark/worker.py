@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Worker:
         context = multiprocessing.get_context('spawn')
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, subject, threads), daemon=True)
-        with _environment(threads):
+        with _environment(threads, subject.spins):
             self._process.start()
         theirs.close()
 
@@ -76,19 +77,24 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _environment(threads: int) -> Any:
-    """Set what libraries read when they are loaded: number of threads; idle ones do not spin."""
-    wanted = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {'OMP_WAIT_POLICY': 'PASSIVE'}
+def _environment(threads: int, spins: bool) -> Any:
+    """Set what libraries read when they are loaded: number of threads, and how idle ones wait."""
+    wanted: dict[str, str | None] = {name: str(threads) for name in THREAD_VARIABLES}
+    wanted['OMP_WAIT_POLICY'] = None if spins else 'PASSIVE'
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    _set(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _serve(connection: Connection, subject: Subject, threads: int) -> None:
