@@ -8,8 +8,8 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def is_whole(value: Any, lowest: int | None = None) -> bool:
-    """Whether ``value`` is a whole number (not a bool), of at least ``lowest``."""
+def is_integer(value: Any, lowest: int | None = None) -> bool:
+    """Whether ``value`` is an integer (not a bool), of at least ``lowest``."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     return whole and (lowest is None or int(value) >= lowest)
 
@@ -31,14 +31,14 @@ def check_sequence(name: str, values: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def check_whole(name: str, value: Any, lowest: int) -> None:
-    """Refuse what is no whole number of at least ``lowest``.
+def check_integer(name: str, value: Any, lowest: int) -> None:
+    """Refuse what is not an integer of at least ``lowest``.
 
     Raises:
         ValueError: Naming the value.
     """
-    if not is_whole(value, lowest):
-        raise ValueError(f'{name}={value!r} must be a whole number, at least {lowest}')
+    if not is_integer(value, lowest):
+        raise ValueError(f'{name}={value!r} must be an integer, at least {lowest}')
 
 
 def check_layer_cfg(name: str, cfg: Any, example: str) -> None:
@@ -71,7 +71,7 @@ def check_size(name: str, size: Any) -> None:
         ValueError: Naming the value.
     """
     pair = size if isinstance(size, Sequence) and not isinstance(size, str) else ()
-    if len(pair) != 2 or not all(is_whole(length, 1) for length in pair):
+    if len(pair) != 2 or not all(is_integer(length, 1) for length in pair):
         raise ValueError(f'{name}={size!r} must be (height, width) in pixels, both at least 1')
 
 

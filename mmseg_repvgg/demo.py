@@ -17,12 +17,12 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from mmseg_repvgg.analysis.timing import median_ratio, time_in_turn
+from mmseg_repvgg.analysis.time_in_turn import median_ratio, time_in_turn
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.datasets.demo_scenes import DEMO_CLASSES
 from mmseg_repvgg.engine.launch import load_config
-from mmseg_repvgg.files import whole_file
 
 CONFIG = Path('configs') / 'demo_pspnet_repvgg_a0.py'
 STRIP_IMAGES = 4
@@ -48,7 +48,7 @@ def run_demo(project: Path, work_dir: Path, options: list[str] | None = None) ->
     summary_file = work_dir / 'summary.json'
     if not summary_file.is_file():
         summary = _do_all(project, work_dir, options or [])
-        with whole_file(summary_file) as temporary:
+        with atomic_file(summary_file) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + '\n')
     summary = json.loads(summary_file.read_text())
     print(format_summary(summary))
@@ -172,5 +172,5 @@ def draw_strip(scenes: Path, predictions: Path, out: Path, count: int = STRIP_IM
         truth = scenes / 'gtFine' / 'val' / image.parent.name / f'{stem}_gtFine_labelTrainIds.png'
         maps = [palette[np.array(Image.open(p))] for p in (truth, predictions / image.name)]
         rows.append(np.hstack([np.array(Image.open(image).convert('RGB')), *maps]))
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         Image.fromarray(np.vstack(rows)).save(temporary)

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.families import Problem, check_module, install_command, installed, parse
+from mmseg_repvgg.package_versions import Problem, check_module, install_command, installed, parse
 from mmseg_repvgg.version import __version__
 
 PYTHON, TORCH = '3.10', '2.6'
@@ -152,7 +152,7 @@ def check_reading() -> str:
     from mmengine.logging import HistoryBuffer
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    import_module('mmseg_repvgg.compat').install()
+    import_module('mmseg_repvgg.checkpoint.mmengine_loader').install()
     from mmseg_repvgg.checkpoint import UnsafeCheckpointError
 
     with tempfile.TemporaryDirectory() as folder:

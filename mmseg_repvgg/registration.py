@@ -1,7 +1,7 @@
 """Registering what the package brings, at once or as soon as mmengine is imported.
 
 Training imports mmengine, and ``import mmseg_repvgg`` must then register the backbone, the hooks
-and what :mod:`mmseg_repvgg.compat` changes. A service imports
+and what :mod:`mmseg_repvgg.checkpoint.mmengine_loader` changes. A service imports
 :mod:`mmseg_repvgg.deploy.segmenter`, and must be able to run where neither PyTorch nor an mm
 package is installed. Both begin with the import of this package, which cannot see what follows, so
 it looks at what is there:
@@ -32,7 +32,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from mmseg_repvgg import extension
+from mmseg_repvgg import mmcv_stub
 
 PACKAGE = 'mmseg_repvgg'
 
@@ -43,7 +43,7 @@ def install() -> None:
     Raises:
         ImportError: If mmengine is imported, and a package needed beside it is not installed.
     """
-    extension.install()
+    mmcv_stub.install()
     if 'mmengine' in sys.modules:
         register()
     elif not any(isinstance(finder, Watch) for finder in sys.meta_path):
@@ -57,10 +57,10 @@ def register() -> None:
         ImportError: If mmengine, mmcv or PyTorch is not installed, or does not load.
     """
     try:
-        from mmseg_repvgg import compat
+        from mmseg_repvgg.checkpoint import mmengine_loader
 
-        compat.install()
-        for name in ('models', 'engine'):
+        mmengine_loader.install()
+        for name in ('models', 'accel', 'engine'):
             importlib.import_module(f'{PACKAGE}.{name}')
     except ImportError as error:
         text = f'{error}. python -m mmseg_repvgg.doctor says what mends it'

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmseg_repvgg import doctor, families
-from mmseg_repvgg.families import DISTRIBUTIONS, MODULES, Problem, check_module, family_of
+from mmseg_repvgg import doctor, package_versions
+from mmseg_repvgg.package_versions import DISTRIBUTIONS, MODULES, Problem, check_module, family_of
 
 PROJECT = Path(__file__).parents[1]
 OPENMMLAB = {
@@ -129,7 +129,7 @@ def test_each_wrong_distribution_is_named_with_its_command(case):
     [('2.2.0rc1', (2, 2, 0)), ('0.10.7', (0, 10, 7)), ('2.14.1+cu130', (2, 14, 1)), ('x', ())],
 )
 def test_versions(version, numbers):
-    assert families.parse(version) == numbers
+    assert package_versions.parse(version) == numbers
 
 
 def fake_package(folder, module, name, version, code=''):
@@ -142,15 +142,15 @@ def fake_package(folder, module, name, version, code=''):
 
 
 def test_what_an_import_would_find_counts(tmp_path, monkeypatch, family):
-    assert family_of(families.installed()) == family
+    assert family_of(package_versions.installed()) == family
     for name in ('onedl-mmcv', 'mmcv'):
         fake_package(tmp_path / name, 'mmcv', name, '2.0.0')
     monkeypatch.delitem(sys.modules, 'mmcv', raising=False)
     for name in ('onedl-mmcv', 'mmcv'):
         monkeypatch.syspath_prepend(tmp_path / name)
-        assert families.installed()['mmcv'] == {name: '2.0.0'}
+        assert package_versions.installed()['mmcv'] == {name: '2.0.0'}
     monkeypatch.setitem(sys.modules, 'mmcv', None)  # as if there were none
-    assert families.installed()['mmcv'] == {}
+    assert package_versions.installed()['mmcv'] == {}
 
 
 # The checks.
@@ -312,13 +312,13 @@ def test_a_backbone_that_is_not_registered_is_noticed(monkeypatch, scope):
 def test_a_reader_that_runs_code_is_noticed(monkeypatch):
     from mmengine.runner import CheckpointLoader
 
-    from mmseg_repvgg import compat
+    from mmseg_repvgg.checkpoint import mmengine_loader
 
     def unsafe(filename, map_location=None):
         return torch.load(filename, map_location, weights_only=False)
 
     monkeypatch.setattr(CheckpointLoader, '_schemes', {'': unsafe})
-    monkeypatch.setattr(compat, 'install', lambda: None)
+    monkeypatch.setattr(mmengine_loader, 'install', lambda: None)
     assert "mmengine's loader ran what was in a file" in result_of('reading').text
 
 

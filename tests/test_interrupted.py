@@ -1,4 +1,4 @@
-"""Killed, out of space, not allowed: what is there is whole, and a training goes on as it was."""
+"""Killed, out of space, not allowed: files are complete, and a training goes on as it was."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmseg_repvgg.atomic_files import atomic_file, sweep
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
 from mmseg_repvgg.engine import launch, resume
 from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
-from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
-from mmseg_repvgg.files import sweep, whole_file
+from mmseg_repvgg.engine.resume import last_complete_checkpoint, seed_of_checkpoint
 from tests import processes
 from tests.common import runner_cfg
 from tests.killing import Phase, die_at_line, half_writes, kill_in_phase
@@ -99,7 +99,7 @@ def assert_whole(file: Path) -> None:
 
 
 def assert_sound(work_dir: Path, has_saved: bool) -> None:
-    """Whatever has a checkpoint's name is whole; once there was one, there is one."""
+    """Whatever has a checkpoint's name is complete; once there was one, there is one."""
     checkpoints = [file for file in work_dir.glob('*.pth') if not file.name.startswith('.')]
     for file in checkpoints:
         assert_whole(file)
@@ -264,7 +264,7 @@ def test_resume_finds_the_newest_whole_checkpoint(scenes, tmp_path, monkeypatch,
         expected = older
     said = []
     monkeypatch.setattr(resume, 'print_log', lambda text, **_: said.append(text))
-    assert last_whole_checkpoint(cfg) == str(expected)
+    assert last_complete_checkpoint(cfg) == str(expected)
     assert any('Resuming from' in text for text in said)
 
 
@@ -280,18 +280,18 @@ def save(file: Path) -> None:
 
 def test_resume_takes_the_named_checkpoint_or_says_that_none_is_whole(scenes, tmp_path):
     cfg = config(scenes, tmp_path)
-    assert last_whole_checkpoint(cfg) is None
+    assert last_complete_checkpoint(cfg) is None
     save(tmp_path / 'iter_2.pth')
     save(tmp_path / 'iter_4.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
-    assert last_whole_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
+    assert last_complete_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
     assert seed_of_checkpoint(str(tmp_path / 'iter_2.pth')) == 7
     (tmp_path / 'last_checkpoint').write_text('/moved/work/iter_2.pth')
-    assert last_whole_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
+    assert last_complete_checkpoint(cfg) == str(tmp_path / 'iter_2.pth')
     for file in tmp_path.glob('*.pth'):
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r'no checkpoint in .* is whole: .*iter_2.*--resume PATH'):
-        last_whole_checkpoint(cfg)
+    with pytest.raises(ValueError, match=r'no checkpoint in .* is complete: .*iter_2.*--resume'):
+        last_complete_checkpoint(cfg)
 
 
 def test_temporary_files_of_dead_processes_are_swept(tmp_path):
@@ -352,7 +352,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
         try:
-            with whole_file(file) as temporary:
+            with atomic_file(file) as temporary:
                 temporary.write_text('new ' * 10)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

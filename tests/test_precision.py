@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.engine import launch
-from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock, precision
+from mmseg_repvgg.engine import launch, slow_half
+from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam import compare, deployed_copy
 from mmseg_repvgg.reparam.equivalence import TOLERANCES
 from tests.common import TINY, randomise_batchnorms, runner_cfg, segmentor_cfg
@@ -229,65 +228,38 @@ def test_a_half_precision_checkpoint_is_fused_through_float64(scenes, tmp_path):
     assert not torch.equal(found, rounded.to(found.dtype))  # negative control
 
 
-# Where half precision is slow.
+# Where bfloat16 is slow.
 
 
 @pytest.fixture
 def plain_loops(monkeypatch):
-    """As on a CPU without instructions for half precision, in a process that has not warned."""
-    precision._warn.cache_clear()
-    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: False)
-    yield
-    precision._warn.cache_clear()
+    """As on a CPU without instructions for bfloat16."""
+    monkeypatch.setattr(slow_half, 'has_fast_convs', lambda: False)
 
 
-def run(model, dtype=torch.float32, autocast=False, times=1):
-    with torch.no_grad(), torch.autocast('cpu', HALF, enabled=autocast):
-        for _ in range(times):
-            model(torch.randn(1, 3, 9, 9, dtype=dtype))
-
-
-@pytest.mark.parametrize('form', ['training', 'fused', 'undilated'])
-def test_slow_bfloat16_is_told_once(plain_loops, form):
-    model = DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)).eval()
-    names = dict(fused=['branches'], undilated=['branches', 'dilation']).get(form)
-    if names:
-        model, _ = deployed_copy(model, names)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        run(model)  # float32 is silent
-    with pytest.warns(UserWarning, match=r'no instructions for bfloat16.*Call model.float') as told:
-        run(copy.deepcopy(model).to(HALF), HALF, times=3)
-        run(model, autocast=True)
-    assert len([w for w in told if 'no instructions' in str(w.message)]) == 1
-
-
-def test_autocast_is_told_as_well(plain_loops):
-    with pytest.warns(UserWarning, match='no instructions for bfloat16'):
-        run(DilatedRepVGG(TINY).eval(), autocast=True)
+@pytest.mark.skipif(get_device() != 'cpu', reason='of training without a GPU')
+@pytest.mark.parametrize('way', ['amp', 'validation'])
+def test_slow_bfloat16_is_warned_of_once(plain_loops, scenes, tmp_path, way):
+    cfg = amp_cfg(scenes, tmp_path, **({'val_cfg.fp16': True} if way == 'validation' else {}))
+    with pytest.warns(UserWarning, match=r'no instructions for bfloat16.*Leave mixed') as warned:
+        launch.train(cfg, amp=way == 'amp')
+    assert len([w for w in warned if 'no instructions' in str(w.message)]) == 1
 
 
 @pytest.mark.filterwarnings('error:this CPU has no instructions')
-def test_where_it_is_fast_or_elsewhere_nothing_is_told(monkeypatch):
-    precision._warn.cache_clear()
-    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: True)
-    run(DilatedRepVGG(TINY).eval().to(HALF), HALF)
-    monkeypatch.setattr(precision, 'has_fast_convs', lambda dtype: False)
-    precision.warn_of_slow_half(torch.empty(1, dtype=HALF, device='meta'))  # as on a GPU
-    torch.export.export(DilatedRepVGG(TINY).eval().to(HALF), (torch.randn(1, 3, 9, 9, dtype=HALF),))
+def test_where_it_is_fast_nothing_is_warned_of(monkeypatch):
+    monkeypatch.setattr(slow_half, 'has_fast_convs', lambda: True)
+    slow_half.warn_of_slow_half()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='the limits are of x86')
-def test_a_cpu_held_to_avx2_is_told_for_real():
+def test_a_cpu_limited_to_avx2_is_told_for_real():
     """PyTorch and oneDNN take these two limits from the environment."""
-    code = (
-        'import torch; from mmseg_repvgg.models import DilatedRepVGG;'
-        f'DilatedRepVGG({TINY!r}).eval().bfloat16()(torch.ones(1, 3, 9, 9).bfloat16())'
-    )
+    code = 'from mmseg_repvgg.engine import slow_half; slow_half.warn_of_slow_half()'
     for limits, told in (
         (dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2'), True),
-        ({}, not precision.has_fast_convs(HALF)),
+        ({}, not slow_half.has_fast_convs()),
     ):
         done = subprocess.run(
             [sys.executable, '-c', code],

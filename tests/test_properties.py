@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmseg_repvgg.accel import winograd
 from mmseg_repvgg.checkpoint import read_checkpoint, state_dict_of, write_checkpoint
 from mmseg_repvgg.checkpoint.loading import load_backbone
 from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.models.arch import ARCHS
-from mmseg_repvgg.reparam import REWRITES, apply_rewrites, compare, deployed_copy, winograd
+from mmseg_repvgg.reparam import REWRITES, apply_rewrites, compare, deployed_copy
 from mmseg_repvgg.reparam.equivalence import tolerance_of
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
-from tests.strategies import (
+from tests.random_networks import (
     DTYPES,
     SEEDS,
     SIDES,

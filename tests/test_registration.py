@@ -18,7 +18,7 @@ print(json.dumps([
     any(isinstance(finder, Watch) for finder in sys.meta_path),
 ]))
 """
-REGISTERED = [True, True, True, 'mmseg_repvgg.compat', False]
+REGISTERED = [True, True, True, 'mmseg_repvgg.checkpoint.mmengine_loader', False]
 
 
 def run(code, *options):
@@ -45,7 +45,7 @@ ORDERS = {
     'a subpackage as an attribute': 'import mmseg_repvgg; mmseg_repvgg.engine.RepVGGDeployHook',
     'one that fails after mmengine': """
 import sys
-sys.modules['mmseg_repvgg.analysis.timing'] = None
+sys.modules['mmseg_repvgg.analysis.time_in_turn'] = None
 try:
     import mmseg_repvgg.demo
 except ImportError:

@@ -1,4 +1,4 @@
-"""Limits and versions agree: setup.py, the two constraints files, families.py, doctor, the docs."""
+"""Limits and versions agree in setup.py, the constraints, package_versions.py, doctor, the docs."""
 
 import re
 import runpy
@@ -13,14 +13,14 @@ from packaging.version import Version
 from torch import nn
 
 from mmseg_repvgg import doctor
+from mmseg_repvgg.accel import winograd
 from mmseg_repvgg.benchmark import execution
 from mmseg_repvgg.benchmark import run as benchmark
 from mmseg_repvgg.checkpoint import reading
 from mmseg_repvgg.deploy import formats, runtimes, verify
 from mmseg_repvgg.engine import launch
-from mmseg_repvgg.extension import MissingExtension
-from mmseg_repvgg.families import DISTRIBUTIONS
-from mmseg_repvgg.reparam import winograd
+from mmseg_repvgg.mmcv_stub import MissingExtension
+from mmseg_repvgg.package_versions import DISTRIBUTIONS
 from tests.deploy.networks import described
 
 PROJECT = Path(__file__).parents[1]

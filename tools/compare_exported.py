@@ -9,7 +9,7 @@ import argparse
 from mmengine.config import DictAction
 
 from mmseg_repvgg.command_line import user_errors
-from mmseg_repvgg.deploy.agreement import compare_exported
+from mmseg_repvgg.deploy.compare_exported import compare_exported
 from mmseg_repvgg.deploy.runtimes import RUNTIMES
 from mmseg_repvgg.engine import launch
 

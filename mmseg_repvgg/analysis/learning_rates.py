@@ -13,10 +13,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.benchmark.record import markdown_table
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.engine import launch
-from mmseg_repvgg.files import whole_file
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo_pspnet_repvgg_a0.py'
@@ -144,7 +144,7 @@ def write_curve(curve: Curve, folder: Path) -> None:
         OSError: If it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / f'{curve.name}.json') as temporary:
+    with atomic_file(folder / f'{curve.name}.json') as temporary:
         temporary.write_text(json.dumps(asdict(curve)) + '\n', encoding='utf-8')
 
 
@@ -218,5 +218,5 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         axes.grid(alpha=0.3, which='both')
         axes.legend(fontsize=8)
     panels[0].set_ylabel(f'training loss, mean of {WINDOW}')
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, metadata={'Software': None})

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes, storage_key
-from mmseg_repvgg.checks import check_whole
+from mmseg_repvgg.checks import check_integer
 
 STEPS = 2  # the optimizer has its state from the first step on
 LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
@@ -69,9 +69,9 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     Raises:
         ValueError: On a wrong size, or if the loss depends on values.
     """
-    check_whole('batch', batch, 1)
+    check_integer('batch', batch, 1)
     for side in size:
-        check_whole('size', side, 1)
+        check_integer('size', side, 1)
     with FakeTensorMode():
         model, optimizer = _build(cfg)
         live = LiveBytes([*model.parameters(), *model.buffers()])

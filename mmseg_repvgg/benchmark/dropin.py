@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
-from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
 
 SIZE = (512, 1024)
 """Height and width in pixels, those of mmseg's Cityscapes crops."""
@@ -66,7 +66,7 @@ MORE = ('dilation', 'pyramid')
 WINOGRAD = ('winograd',)  # PyTorch only
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """A group per curated config, in PyTorch, and one of the real-time networks per runtime."""
     found = {}
     if 'pytorch' in runtimes:
@@ -78,7 +78,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
     return found
 
 
-def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Subject]:
+def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
     yield _subject(f'{name}, {TRAINED}', curated.config, (), quick)
     yield _subject(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
     rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
@@ -87,7 +87,7 @@ def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Subject]:
     yield _subject(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
 
 
-def _real_time(runtime: str, quick: bool) -> Iterator[Subject]:
+def _real_time(runtime: str, quick: bool) -> Iterator[Candidate]:
     """Every network gets whatever rewrites act on it; PyTorch runs beside every other runtime."""
     where = '' if runtime == 'pytorch' else f', {runtime}'
     for name, config in {**OURS, **THEIRS}.items():
@@ -103,10 +103,10 @@ def _real_time(runtime: str, quick: bool) -> Iterator[Subject]:
 
 def _subject(
     name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str = 'pytorch'
-) -> Subject:
+) -> Candidate:
     size = list(QUICK_SIZE if quick else SIZE)
     settings = _settings(config, rewrites, runtime) | dict(size=size)
-    return Subject(name, f'{NETWORKS}:segmentor', settings)
+    return Candidate(name, f'{NETWORKS}:segmentor', settings)
 
 
 def _settings(config: str, rewrites: tuple[str, ...], runtime: str = 'pytorch') -> dict[str, Any]:
@@ -115,13 +115,13 @@ def _settings(config: str, rewrites: tuple[str, ...], runtime: str = 'pytorch') 
     return dict(config=config, rewrites=list(rewrites), runtime=runtime, count_flops=counts)
 
 
-def reference(subject: Subject) -> Subject | None:
+def reference(candidate: Candidate) -> Candidate | None:
     """The same network fused, in PyTorch."""
-    name = subject.name.split(', ')[0]
+    name = candidate.name.split(', ')[0]
     is_ours = not name.endswith(THEIR_BACKBONE) and name not in THEIRS
     fused = ('branches', 'batchnorm') if is_ours else ('batchnorm',)
-    settings = subject.settings | _settings(subject.settings['config'], fused)
-    return replace(subject, name=f'{name}, {FUSED}', settings=settings)
+    settings = candidate.settings | _settings(candidate.settings['config'], fused)
+    return replace(candidate, name=f'{name}, {FUSED}', settings=settings)
 
 
 def markdown(record: Record) -> str:

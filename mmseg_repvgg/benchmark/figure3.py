@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
-from mmseg_repvgg.benchmark.subject import Built, Subject
 from mmseg_repvgg.benchmark.worker import resident_peak
 
 PAPER = {'plain': 1, 'residual': 2}
@@ -83,12 +83,12 @@ def block(kind: str, channels: int, size: int) -> Built:
     )
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """Both kinds, in PyTorch."""
     settings = dict(channels=16 if quick else 32, size=512 if quick else 1536)
     return {
         'pytorch': [
-            Subject(kind, f'{__name__}:block', dict(kind=kind, **settings)) for kind in KINDS
+            Candidate(kind, f'{__name__}:block', dict(kind=kind, **settings)) for kind in KINDS
         ]
     }
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.benchmark.candidate import Built
 from mmseg_repvgg.benchmark.execution import EXECUTIONS, PYTORCH, Execution, is_pytorch
-from mmseg_repvgg.benchmark.subject import Built
 from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
 from mmseg_repvgg.deploy.formats import WRITERS
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.complexity import count
 from mmseg_repvgg.analysis.paper_tables import PAPER_ROWS, Classifier
+from mmseg_repvgg.benchmark.candidate import Built
 from mmseg_repvgg.benchmark.forward import calibrate, forward_pass, scene
-from mmseg_repvgg.benchmark.subject import Built
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.reparam.equivalence import model_outputs
 from mmseg_repvgg.reparam.rewrites import deployed_copy

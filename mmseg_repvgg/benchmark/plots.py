@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.atomic_files import atomic_file
 
 COLOURS = [matplotlib.colormaps['tab20'](i) for i in range(20)]
 
@@ -30,7 +30,7 @@ def bars(
         title: Of the picture.
     """
     if not names or not series:
-        return  # a part of the subjects that the picture is not of
+        return  # a part of the candidates that the picture is not of
     figure = Figure(figsize=(9, 1.6 + 0.24 * len(names) * (len(series) + 1)), layout='constrained')
     axes = figure.subplots()
     height = 0.85 / len(series)
@@ -88,5 +88,5 @@ def scatter(
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130, metadata={'Software': None})

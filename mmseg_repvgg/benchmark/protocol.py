@@ -1,4 +1,4 @@
-"""Measuring subjects in turn: warm-up, then timed rounds a, b, c, a, b, c, ..."""
+"""Measuring candidates in turn: warm-up, then timed rounds a, b, c, a, b, c, ..."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from mmseg_repvgg.benchmark.subject import Outcome, Subject
+from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
 from mmseg_repvgg.benchmark.worker import Worker, WorkerError
 
 
@@ -14,7 +14,7 @@ from mmseg_repvgg.benchmark.worker import Worker, WorkerError
 class Protocol:
     """How a benchmark is measured."""
 
-    rounds: int = 5  # timed calls of each subject
+    rounds: int = 5  # timed calls of each candidate
     warm_up: int = 1  # calls before them
     threads: int = 1
     time_limit: float = 600  # seconds for building, and for each call
@@ -29,34 +29,34 @@ class Protocol:
 
 
 def measure(
-    subjects: Sequence[Subject],
+    candidates: Sequence[Candidate],
     protocol: Protocol,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
-    """Build all subjects, then call them in turn, so that the machine's drift cancels in ratios.
+    """Build all candidates, then call them in turn, so that the machine's drift cancels in ratios.
 
-    A subject that fails, or takes longer than the time limit, has its failure as its outcome; the
+    A candidate that fails, or takes longer than the time limit, has its failure as its outcome; the
     others go on.
 
     Args:
-        subjects: With names that differ.
+        candidates: With names that differ.
         protocol: How.
         say: Takes a line of progress.
 
     Returns:
-        The outcomes in the order of the subjects.
+        The outcomes in the order of the candidates.
 
     Raises:
-        ValueError: If there are no subjects or two have one name.
+        ValueError: If there are no candidates or two have one name.
     """
-    names = [subject.name for subject in subjects]
+    names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f'need subjects with names that differ, not {names}')
-    outcomes = {name: Outcome(subject) for name, subject in zip(names, subjects, strict=True)}
+        raise ValueError(f'need candidates with names that differ, not {names}')
+    outcomes = {name: Outcome(candidate) for name, candidate in zip(names, candidates, strict=True)}
     workers: dict[str, Worker] = {}
     try:
         for name, outcome in outcomes.items():
-            workers[name] = Worker(outcome.subject, protocol.threads, protocol.time_limit)
+            workers[name] = Worker(outcome.candidate, protocol.threads, protocol.time_limit)
             _step(workers, outcome, lambda w, o: o.info.update(w.ask('build')))
             say(f'{name}: {outcome.failure or "built"}')
         for round_ in range(-protocol.warm_up, protocol.rounds):
@@ -87,8 +87,8 @@ def _finish(worker: Worker, outcome: Outcome) -> None:
 def _step(
     workers: dict[str, Worker], outcome: Outcome, step: Callable[[Worker, Outcome], object]
 ) -> None:
-    """Do a step with a subject's worker; on failure note it and let the worker go."""
-    name = outcome.subject.name
+    """Do a step with a candidate's worker; on failure note it and let the worker go."""
+    name = outcome.candidate.name
     try:
         step(workers[name], outcome)
     except WorkerError as error:

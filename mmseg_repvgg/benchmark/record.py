@@ -16,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.benchmark.candidate import Outcome
 from mmseg_repvgg.benchmark.protocol import Protocol
-from mmseg_repvgg.benchmark.subject import Outcome
-from mmseg_repvgg.files import whole_file
 from mmseg_repvgg.version import __version__
 
 PACKAGES = (
@@ -30,10 +30,10 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Row:
-    """A subject's figures, as they stand in the JSON file."""
+    """A candidate's figures, as they stand in the JSON file."""
 
     name: str
-    group: str  # the subjects that were measured in turn
+    group: str  # the candidates that were measured in turn
     settings: dict[str, Any]
     examples: int
     seconds: list[float]
@@ -78,7 +78,7 @@ class Record:
             OSError: If it cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
 
     @classmethod
@@ -96,7 +96,7 @@ class Record:
             raise ValueError(f'{path} is no record of tools/benchmark.py ({error!r})') from error
 
     def row(self, name: str, group: str | None = None) -> Row | None:
-        """The row of a subject that has figures, else None."""
+        """The row of a candidate that has figures, else None."""
         found = (r for r in self.rows if r.name == name and group in (None, r.group))
         return next((row for row in found if row.seconds), None)
 
@@ -172,10 +172,10 @@ def make_record(
 
 def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
     return Row(
-        name=outcome.subject.name,
+        name=outcome.candidate.name,
         group=group,
-        settings=outcome.subject.settings,
-        examples=outcome.subject.examples,
+        settings=outcome.candidate.settings,
+        examples=outcome.candidate.examples,
         seconds=outcome.seconds,
         info=outcome.info,
         peak_memory=outcome.peak_memory,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmseg_repvgg.benchmark.agreement import References
+from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.execution import EXECUTIONS
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record, provenance
-from mmseg_repvgg.benchmark.subject import Subject
+from mmseg_repvgg.benchmark.reference_outputs import References
 from mmseg_repvgg.benchmark.suites import SUITES
-from mmseg_repvgg.files import whole_file
 
 
 def run_benchmark(
@@ -35,14 +35,14 @@ def run_benchmark(
         protocol: How it is measured; by default with as many threads as the machine has CPUs.
         quick: Small stand-ins, one round: a test of the benchmark, whose figures mean nothing.
         groups: Only these groups.
-        only: Only subjects of these names.
+        only: Only candidates of these names.
         say: Takes lines of progress.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: On an unknown name, runtime, group or subject.
+        ValueError: On an unknown name, runtime, group or candidate.
         OSError: If ``out`` cannot be written.
     """
     if name not in SUITES:
@@ -54,9 +54,9 @@ def run_benchmark(
     chosen = _choose(suite.groups(_possible(runtimes), quick), groups, only)
     outcomes = {}
     references = References(suite.reference, protocol, say)
-    for group, subjects in chosen.items():
-        say(f'{name}, {group}: {len(subjects)} subjects')
-        outcomes[group] = measure(subjects, protocol, say)
+    for group, candidates in chosen.items():
+        say(f'{name}, {group}: {len(candidates)} candidates')
+        outcomes[group] = measure(candidates, protocol, say)
         references.add(outcomes[group])
         record = make_record(name, outcomes, references.agreement, protocol)
         write(record, out)  # after every group: a long run may be ended
@@ -71,24 +71,24 @@ def write(record: Record, out: Path) -> None:
     """
     suite = SUITES[record.benchmark]
     record.write(out / f'{record.benchmark}.json')
-    with whole_file(out / f'{record.benchmark}.md') as temporary:
+    with atomic_file(out / f'{record.benchmark}.md') as temporary:
         text = f'# {suite.title}\n\n{suite.markdown(record)}\n\n{provenance(record)}\n'
         temporary.write_text(text, encoding='utf-8')
     suite.plot(record, out / f'{record.benchmark}.png')
 
 
 def _choose(
-    subjects: dict[str, list[Subject]], groups: Sequence[str] | None, only: Sequence[str] | None
-) -> dict[str, list[Subject]]:
-    """Keep the named groups, and in them the named subjects."""
-    names = {subject.name: None for members in subjects.values() for subject in members}
-    for wanted, known, what in ((groups, subjects, 'groups'), (only, names, 'subjects')):
+    candidates: dict[str, list[Candidate]], groups: Sequence[str] | None, only: Sequence[str] | None
+) -> dict[str, list[Candidate]]:
+    """Keep the named groups, and in them the named candidates."""
+    names = {candidate.name: None for members in candidates.values() for candidate in members}
+    for wanted, known, what in ((groups, candidates, 'groups'), (only, names, 'candidates')):
         unknown = sorted(set(wanted or ()) - set(known))
         if unknown:
             raise ValueError(f'{what}={unknown} are not known; choose from {"; ".join(known)}')
     kept = {
-        group: [subject for subject in members if not only or subject.name in only]
-        for group, members in subjects.items()
+        group: [candidate for candidate in members if not only or candidate.name in only]
+        for group, members in candidates.items()
         if not groups or group in groups
     }
     return {group: members for group, members in kept.items() if members}

@@ -1,4 +1,4 @@
-"""The benchmarks by name: which subjects, and how their record is shown."""
+"""The benchmarks by name: which candidates, and how their record is shown."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8, training
+from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.record import Record
-from mmseg_repvgg.benchmark.subject import Subject
 
 
 @dataclass(frozen=True)
 class Suite:
     """A benchmark.
 
-    ``groups(runtimes, quick)`` gives the subjects by group; those of a group are measured in turn.
-    ``reference(subject)`` is what its output is compared with: the same network in PyTorch, which
+    ``groups(runtimes, quick)`` gives the candidates by group; a group is measured in turn.
+    ``reference(candidate)`` is what its output is compared with: the same network in PyTorch, which
     is measured too or run once besides; None where there is nothing to compare.
     """
 
     title: str
-    groups: Callable[[Sequence[str], bool], dict[str, list[Subject]]]
+    groups: Callable[[Sequence[str], bool], dict[str, list[Candidate]]]
     markdown: Callable[[Record], str]
     plot: Callable[[Record, Path], None]
-    reference: Callable[[Subject], Subject | None] = lambda subject: None
+    reference: Callable[[Candidate], Candidate | None] = lambda candidate: None
 
 
 SUITES: dict[str, Suite] = {

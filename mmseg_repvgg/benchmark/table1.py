@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
-from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
 
 PAPER = {1: 9.96, 3: 38.10, 5: 10.57, 7: 9.38}
 """Kernel size: theoretical TFLOPS (two operations a multiply-add) on a 1080Ti, batch 32, 2048
 channels, 56x56."""
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """A group per runtime: 512 channels, batch 1, 56x56, which a CPU does in a second."""
     channels, size = (32, 14) if quick else (512, 56)
     return {
         runtime: [
-            Subject(
+            Candidate(
                 f'{k}x{k}',
                 f'{NETWORKS}:convolution',
                 dict(kernel_size=k, channels=channels, size=size, runtime=runtime),

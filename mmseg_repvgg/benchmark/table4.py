@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.execution import is_pytorch
 from mmseg_repvgg.benchmark.plots import scatter
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
-from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ TOGETHER = 6
 """Networks measured in turn beside a ResNet-50 of their own; the memory has no room for all."""
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """Some groups per runtime; the other codes' networks in PyTorch only."""
     names = [name for name in (QUICK if quick else [*PAPER, *ELSEWHERE]) if name != BASE]
     found = {}
@@ -78,19 +78,19 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
         for start in range(0, len(here), TOGETHER):
             part = [*here[start : start + TOGETHER], BASE]
             found[f'{runtime}, {start // TOGETHER + 1}'] = [
-                subject for name in part for subject in _subjects(name, runtime, quick)
+                candidate for name in part for candidate in _subjects(name, runtime, quick)
             ]
     return found
 
 
-def _subjects(name: str, runtime: str, quick: bool) -> Iterator[Subject]:
+def _subjects(name: str, runtime: str, quick: bool) -> Iterator[Candidate]:
     batch = 1 if quick else 4
     size = 64 if quick else _paper(name).size
     settings = dict(name=name, batch=batch, size=size, runtime=runtime)
-    yield Subject(name, f'{NETWORKS}:classifier', settings, batch)
+    yield Candidate(name, f'{NETWORKS}:classifier', settings, batch)
     if is_pytorch(runtime) and name.startswith(PLAIN):  # other runtimes choose by themselves
         more = dict(settings, rewrites=['winograd'])
-        yield Subject(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch)
+        yield Candidate(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch)
 
 
 def _paper(name: str) -> PaperRow:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
-from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
 
 PAPER: dict[str, tuple[tuple[str, ...], float, float]] = {
     '3x3': (('3x3',), 72.39, 1810),
@@ -22,12 +22,12 @@ FULL = '3x3, 1x1, identity'
 FUSED = 'fused'
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """One group, in PyTorch: only there the training form runs."""
     size, batch = (64, 1) if quick else (224, 4)
     run = dict(batch=batch, size=size)
-    subjects = [
-        Subject(
+    candidates = [
+        Candidate(
             name,
             f'{NETWORKS}:ablated_classifier',
             dict(arch='B0', branches=list(branches), **run),
@@ -35,8 +35,8 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
         )
         for name, (branches, _, _) in PAPER.items()
     ]
-    fused = Subject(FUSED, f'{NETWORKS}:classifier', dict(name='RepVGG-B0', **run), batch)
-    return {'pytorch': [*subjects, fused]}
+    fused = Candidate(FUSED, f'{NETWORKS}:classifier', dict(name='RepVGG-B0', **run), batch)
+    return {'pytorch': [*candidates, fused]}
 
 
 def markdown(record: Record) -> str:

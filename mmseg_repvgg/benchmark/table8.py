@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.execution import is_pytorch
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
-from mmseg_repvgg.benchmark.subject import NETWORKS, Subject
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ IN_TURN = {
 """What is measured in turn: not all at once, for a runtime may hold gigabytes for each."""
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """Three groups per runtime, and one with the best of each and what users have today."""
     if quick:
         return {runtime: list(_both(runtime, QUICK, quick)) for runtime in runtimes}
@@ -74,23 +74,23 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
     return found
 
 
-def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Subject]:
+def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Candidate]:
     """Every network as the paper tests it, and with the rewrites."""
     for name, row in rows.items():
         for suffix, more in (('', ()), (REWRITTEN, _more(runtime))):
             yield _subject(name + suffix, row.config, _fused(name) + more, quick, runtime)
 
 
-def reference(subject: Subject) -> Subject | None:
+def reference(candidate: Candidate) -> Candidate | None:
     """The same network fused, in PyTorch; none for other codes' networks."""
-    if subject.name == USUAL:
+    if candidate.name == USUAL:
         return None
-    name = subject.name.split(REWRITTEN)[0]
-    settings = dict(subject.settings, rewrites=list(_fused(name)), runtime='pytorch')
-    return replace(subject, name=name, settings=settings)
+    name = candidate.name.split(REWRITTEN)[0]
+    settings = dict(candidate.settings, rewrites=list(_fused(name)), runtime='pytorch')
+    return replace(candidate, name=name, settings=settings)
 
 
-def _across(runtimes: Sequence[str]) -> Iterator[Subject]:
+def _across(runtimes: Sequence[str]) -> Iterator[Candidate]:
     config = PAPER['RepVGG-B2'].config
     theirs = dict(
         type='mmpretrain.RepVGG',
@@ -120,13 +120,13 @@ def _subject(
     quick: bool,
     runtime: str,
     backbone: dict[str, Any] | None = None,
-) -> Subject:
+) -> Candidate:
     settings: dict[str, Any] = dict(
         config=config, rewrites=list(rewrites), size=97 if quick else 713, runtime=runtime
     )
     if backbone:
         settings['backbone'] = backbone
-    return Subject(name, f'{NETWORKS}:segmentor', settings)
+    return Candidate(name, f'{NETWORKS}:segmentor', settings)
 
 
 def markdown(record: Record) -> str:

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes
+from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, markdown_table
-from mmseg_repvgg.benchmark.subject import Built, Subject
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.models.block import RepVGGBlock
-from mmseg_repvgg.models.freed_memory import keep_freed_memory
 
 THEIRS = 'mmpretrain'
-KINDS: dict[str, bool | None] = {THEIRS: None, 'keeping 1x1': False, 'as built': None}
+KINDS: dict[str, bool | None] = {THEIRS: None, 'ours': False, 'recompute_1x1': True}
 """``recompute_1x1`` by kind; mmpretrain's has no such thing."""
 
 STEPS = dict(block=20, backbone=3)
@@ -99,7 +98,7 @@ def block(
             *shape, padding=dilation, dilation=dilation, **geometry
         )
     else:
-        module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=KINDS[kind], **geometry)
+        module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=bool(KINDS[kind]), **geometry)
     return _training(module, x.requires_grad_(), steps)
 
 
@@ -122,15 +121,13 @@ def backbone(
 
         module: nn.Module = repvgg.RepVGG(arch, out_indices=(0, 1, 2, 3), **settings)
     else:
-        module = DilatedRepVGG(arch, recompute_1x1=KINDS[kind], **settings)
+        module = DilatedRepVGG(arch, recompute_1x1=bool(KINDS[kind]), **settings)
     return _training(module, torch.randn(batch, 3, size, size), steps)
 
 
 def _training(module: nn.Module, x: Tensor, steps: int) -> Built:
     """Steps of forward, backward from random gradients of the outputs, and SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'cpu':
-        keep_freed_memory()  # as tools/train.py does, whatever it trains
     module.train()  # mmpretrain's returns None
     module.to(device)
     x = x.detach().to(device).requires_grad_(x.requires_grad)
@@ -154,7 +151,7 @@ def _listed(outs: Any) -> list[Tensor]:
     return [outs] if isinstance(outs, Tensor) else list(outs)
 
 
-def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """A group a layer and a backbone, in PyTorch: nothing else trains."""
     things = [(name, 'block', settings) for name, settings in BLOCKS.items()]
     things += [(name, 'backbone', settings) for name, settings in BACKBONES.items()]
@@ -167,7 +164,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Subject]]:
         ]
     return {
         name: [
-            Subject(
+            Candidate(
                 kind,
                 f'{__name__}:{builder}',
                 dict(kind=kind, steps=steps[builder], **settings),
@@ -221,7 +218,8 @@ def plot(record: Record, path: Path) -> None:
     """Time and memory of our block relative to mmpretrain's."""
     names = list(dict.fromkeys(row.group for row in record.rows))
     series = {
-        'time of a step': [time_share(record, 'as built', name) for name in names],
-        'kept for the backward pass': [kept_share(record, 'as built', name) for name in names],
+        f'{what}, {kind}': [share(record, kind, name) for name in names]
+        for what, share in (('time of a step', time_share), ('bytes kept', kept_share))
+        for kind in list(KINDS)[1:]
     }
     bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')

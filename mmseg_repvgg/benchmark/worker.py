@@ -1,4 +1,4 @@
-"""A subject's own process: builds it, calls it when told, says how much memory it took."""
+"""A candidate's own process: builds it, calls it when told, says how much memory it took."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.benchmark.subject import Subject
+from mmseg_repvgg.benchmark.candidate import Candidate
 
 THREAD_VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
 
 
 class WorkerError(RuntimeError):
-    """A subject failed; the text says how."""
+    """A candidate failed; the text says how."""
 
 
 class Worker:
     """The side of the parent.
 
     A process each keeps one library's threads and memory out of the next one's figures, and lets a
-    subject fail, or be stopped at a time limit, alone.
+    candidate fail, or be stopped at a time limit, alone.
 
     Args:
-        subject: What the process builds and calls.
+        candidate: What the process builds and calls.
         threads: Of every library in it.
         time_limit: Seconds for building, and for each call.
     """
 
-    def __init__(self, subject: Subject, threads: int, time_limit: float) -> None:
+    def __init__(self, candidate: Candidate, threads: int, time_limit: float) -> None:
         self.time_limit = time_limit
         context = multiprocessing.get_context('spawn')
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, subject, threads), daemon=True)
-        with _environment(threads, subject.spins):
+        self._process = context.Process(
+            target=_serve, args=(theirs, candidate, threads), daemon=True
+        )
+        with _environment(threads, candidate.spins):
             self._process.start()
         theirs.close()
 
@@ -97,7 +99,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _serve(connection: Connection, subject: Subject, threads: int) -> None:
+def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
     """Answer the parent until it closes the connection."""
     with contextlib.suppress(OSError):  # if memory runs out, this process goes, not the parent
         Path('/proc/self/oom_score_adj').write_text('900')
@@ -109,7 +111,7 @@ def _serve(connection: Connection, subject: Subject, threads: int) -> None:
             return
         try:
             if command == 'build':
-                built = _build(subject, threads)
+                built = _build(candidate, threads)
                 with contextlib.suppress(OSError):
                     resident_peak(reset=True)
                 connection.send(('done', built.info))
@@ -121,14 +123,14 @@ def _serve(connection: Connection, subject: Subject, threads: int) -> None:
             connection.send(('failed', f'{text} ({Path(where.filename).name}:{where.lineno})'))
 
 
-def _build(subject: Subject, threads: int) -> Any:
+def _build(candidate: Candidate, threads: int) -> Any:
     import torch
 
     warnings.simplefilter('ignore')  # of libraries, about what is not measured here
     torch.set_num_threads(threads)
-    module, function = subject.builder.split(':')
+    module, function = candidate.builder.split(':')
     builder = getattr(importlib.import_module(module), function)
-    return builder(**subject.settings)
+    return builder(**candidate.settings)
 
 
 def _call(built: Any) -> float:

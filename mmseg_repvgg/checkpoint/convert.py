@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
 from mmseg_repvgg.checkpoint.reading import (
     CheckpointError,
@@ -15,7 +16,6 @@ from mmseg_repvgg.checkpoint.reading import (
     write_checkpoint,
 )
 from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
-from mmseg_repvgg.files import whole_file
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -56,7 +56,7 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
     if out.suffix == '.pth':
         write_checkpoint(dict(meta={STAMP: stamp}, state_dict=renamed), out)
     else:
-        with whole_file(out) as temporary:
+        with atomic_file(out) as temporary:
             # not save_file, whose errors do not say why a disk refused
             header = {'format': 'pt', STAMP: json.dumps(stamp)}
             temporary.write_bytes(save(renamed, header))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmseg_repvgg.checkpoint.errors import CheckpointError
-from mmseg_repvgg.checkpoint.fusing import fused_state
+from mmseg_repvgg.checkpoint.fuse_on_load import fused_state
 from mmseg_repvgg.checkpoint.identity import explain
 from mmseg_repvgg.checkpoint.naming import BACKBONE, SCHEMES, scheme_of, translate
 from mmseg_repvgg.reparam.values import faults

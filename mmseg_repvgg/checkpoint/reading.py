@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN, Refused, resolve, stand_ins
-from mmseg_repvgg.files import whole_file
 
 __all__ = [
     'CheckpointError',
@@ -127,7 +127,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
     _check_plain(checkpoint, 'checkpoint')
     content = io.BytesIO()  # in memory: torch's zip writer hides why a disk refused
     torch.save(checkpoint, content)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 

@@ -21,8 +21,8 @@ from cityscapesscripts.helpers.labels import labels
 from cityscapesscripts.preparation.json2labelImg import json2labelImg
 from PIL import Image
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.datasets.jobs import run_jobs
-from mmseg_repvgg.files import whole_file
 
 SPLITS = ('train', 'val', 'test')
 IMAGE_SUFFIX = '_leftImg8bit.png'
@@ -157,7 +157,7 @@ def write_label_image(polygons: Path, target: Path, encoding: str) -> None:
     """
     said = io.StringIO()
     try:
-        with whole_file(target) as temporary, redirect_stdout(said):
+        with atomic_file(target) as temporary, redirect_stdout(said):
             json2labelImg(str(polygons), str(temporary), encoding)
     except OSError:
         raise
@@ -208,7 +208,7 @@ def convert_label_ids(source: Path, target: Path) -> None:
             f'{source} has the id {value}, which is none of Cityscapes (0 to 33): '
             f'is it from another data set? Unpack {_ZIPS["gtFine"]} again'
         )
-    with whole_file(target) as temporary:
+    with atomic_file(target) as temporary:
         Image.fromarray(train_ids.astype(np.uint8)).save(temporary)
 
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
@@ -22,7 +23,6 @@ from mmseg_repvgg.deploy.formats import WRITERS
 from mmseg_repvgg.deploy.fuse import without_pretrained
 from mmseg_repvgg.deploy.graph import OUTPUTS, Graph, Normalisation, trace
 from mmseg_repvgg.deploy.verify import Match, sample_image, verify
-from mmseg_repvgg.files import sweep, temporary_folder, whole_file, writable_folder
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 from mmseg_repvgg.version import __version__
 
@@ -291,7 +291,7 @@ def _move(written: Path, out: Path) -> None:
     files = [file for file in written.parent.iterdir() if file.is_file() and file != written]
     with ExitStack() as stack:
         for file in (written, *files):  # left in the opposite order
-            temporary = stack.enter_context(whole_file(out.with_name(file.name)))
+            temporary = stack.enter_context(atomic_file(out.with_name(file.name)))
             os.replace(file, temporary)
             with temporary.open('rb') as stream:
                 os.fsync(stream.fileno())

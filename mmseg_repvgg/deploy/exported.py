@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.atomic_files import atomic_file
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'mnn': '.mnn', 'torch': '.pt2'}
 """The formats of exported models, and how their files end."""
@@ -44,7 +44,7 @@ class ExportedInfo:
         Raises:
             OSError: If it cannot be written.
         """
-        with whole_file(info_path(model)) as temporary:
+        with atomic_file(info_path(model)) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
 
     @classmethod

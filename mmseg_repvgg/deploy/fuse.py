@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmseg_repvgg.atomic_files import atomic_file, make_folder
 from mmseg_repvgg.checkpoint.identity import is_fused
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import (
@@ -22,8 +23,7 @@ from mmseg_repvgg.checkpoint.reading import (
     write_checkpoint,
 )
 from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
-from mmseg_repvgg.checks import check_model, check_tolerance, check_whole
-from mmseg_repvgg.files import make_folder, whole_file
+from mmseg_repvgg.checks import check_integer, check_model, check_tolerance
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (
     Difference,
@@ -108,12 +108,12 @@ def fuse_checkpoint(
     if out.resolve() == Path(checkpoint).resolve():
         raise ValueError(f'OUT {str(out)!r} is the training checkpoint itself; give another name')
     check_tolerance(tolerance)
-    check_whole('num_images', num_images, 0)
+    check_integer('num_images', num_images, 0)
     check_model(cfg)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     loaded = read_checkpoint(checkpoint)
     before = _training_model(cfg, state_dict_of(loaded), str(checkpoint))
-    rewrites = default_names(before) if rewrites is None else check_names(rewrites)
+    rewrites = default_names(before, compared=True) if rewrites is None else check_names(rewrites)
     after, counts = deployed_copy(before, rewrites)
 
     tolerance = tolerance_of(before) if tolerance is None else tolerance
@@ -150,7 +150,7 @@ def _write(
     stamp = make_stamp(state, source, rewrites=list(rewrites))
     write_checkpoint(dict(meta=dict(kept, **{STAMP: stamp}), state_dict=state), out)
     config_path = out.with_suffix('.py')
-    with whole_file(config_path) as temporary:
+    with atomic_file(config_path) as temporary:
         temporary.write_text(deployed.pretty_text, encoding='utf-8')
     return config_path
 

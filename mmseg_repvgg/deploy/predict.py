@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.deploy import images, video
 from mmseg_repvgg.deploy.segmenter import Segmenter
-from mmseg_repvgg.files import whole_file
 
 
 @dataclass
@@ -126,5 +126,5 @@ def _write(path: Path, image: np.ndarray) -> None:
         raise ValueError(
             f'OpenCV cannot write {path} with {image.shape[1]}x{image.shape[0]} pixels'
         )
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data.tobytes())

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmseg_repvgg.files import whole_file
+from mmseg_repvgg.atomic_files import atomic_file
 
 SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}  # by container; OpenCV brings the second itself
@@ -73,7 +73,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
     """
     first = next(frames)
     size = first.shape[1::-1]
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         writer = _writer(temporary, rate, size)
         count = 0
         try:

@@ -1,4 +1,4 @@
-"""SafeCheckpointHook: at every moment there is a whole checkpoint to resume from."""
+"""SafeCheckpointHook: at every moment there is a complete checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmseg_repvgg.files import sweep, whole_file
+from mmseg_repvgg.atomic_files import atomic_file, sweep
 
-BACKEND = 'mmseg_repvgg_whole'
+BACKEND = 'mmseg_repvgg_atomic'
 
 
 @register_backend(BACKEND, force=True)
-class WholeFileBackend(LocalBackend):
+class AtomicFileBackend(LocalBackend):
     """mmengine's local files, but that a file appears under its name when it is complete.
 
     LocalBackend writes in place: who is stopped meanwhile leaves half a file, and has lost the old
@@ -32,7 +32,7 @@ class WholeFileBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(filepath) as temporary:
+        with atomic_file(filepath) as temporary:
             temporary.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -92,7 +92,7 @@ class SafeCheckpointHook(CheckpointHook):
                 sweep(written, age=0)
 
     def _is_local(self) -> bool:
-        return isinstance(self.file_backend, WholeFileBackend)
+        return isinstance(self.file_backend, AtomicFileBackend)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         later = self.file_backend.removals_put_off() if self._is_local() else nullcontext()
@@ -118,7 +118,7 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if not is_main_process():
             return
-        with whole_file(Path(runner.work_dir) / 'last_checkpoint') as temporary:
+        with atomic_file(Path(runner.work_dir) / 'last_checkpoint') as temporary:
             temporary.write_text(self.last_ckpt)
         for path in outdated:
             if self.file_backend.isfile(path):

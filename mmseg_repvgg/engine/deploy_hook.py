@@ -23,7 +23,7 @@ from mmseg_repvgg.reparam.equivalence import (
     require_equal,
     tolerance_of,
 )
-from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
+from mmseg_repvgg.reparam.rewrites import check_names, default_names, deployed_copy, describe
 
 CHECK_SIZE = 513
 """Height and width in pixels up to which an image is cropped for the check."""
@@ -115,7 +115,9 @@ class RepVGGDeployHook(Hook):
 
     def _deploy(self, runner: Runner, data_batch: Any) -> None:
         _refuse_shards(runner.model)
-        deployed, counts = deployed_copy(_unwrap(runner.model), self.rewrites)
+        model = _unwrap(runner.model)
+        names = default_names(model, compared=True) if self.rewrites is None else self.rewrites
+        deployed, counts = deployed_copy(model, names)
         self._training_models[runner], runner.model = runner.model, deployed
         before, after = (
             _without_tta(_unwrap(m)) for m in (self._training_models[runner], deployed)

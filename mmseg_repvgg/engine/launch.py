@@ -11,15 +11,15 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmseg_repvgg.atomic_files import writable_folder
 from mmseg_repvgg.checks import check_crops, check_model
 from mmseg_repvgg.command_line import user_errors as user_errors
 from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
-from mmseg_repvgg.engine.resume import last_whole_checkpoint, seed_of_checkpoint
+from mmseg_repvgg.engine.resume import last_complete_checkpoint, seed_of_checkpoint
+from mmseg_repvgg.engine.slow_half import warn_of_slow_half
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
-from mmseg_repvgg.files import writable_folder
-from mmseg_repvgg.models.freed_memory import keep_freed_memory
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -61,8 +61,8 @@ def train(
         cfg: The config.
         work_dir: Where logs and checkpoints go; by default the config's, or
             ``work_dirs/<config name>``.
-        resume: True: from the last whole checkpoint in the work folder, if any; a path: from that
-            file.
+        resume: True: from the last complete checkpoint in the work folder, if any; a path: from
+            that file.
         amp: Automatic mixed precision: float16 on a GPU, bfloat16 on the CPU.
         launcher: One of :data:`LAUNCHERS`.
 
@@ -80,8 +80,6 @@ def train(
             'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
         )
     prepare(cfg, work_dir, launcher)
-    if get_device() == 'cpu':
-        keep_freed_memory()
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     if amp:
         _use_amp(cfg)
@@ -159,6 +157,9 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     writable_folder(cfg.work_dir)
     cfg.launcher = launcher
     prepare_for_cpu(cfg, launcher)
+    loops = (cfg.get('val_cfg') or {}, cfg.get('test_cfg') or {})
+    if get_device() == 'cpu' and any(loop.get('fp16') for loop in loops):
+        warn_of_slow_half()
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -184,7 +185,7 @@ def make_resumable(cfg: Config) -> None:
 
 
 def _set_resume(cfg: Config, resume: bool | str) -> None:
-    source = last_whole_checkpoint(cfg) if resume is True else resume or None
+    source = last_complete_checkpoint(cfg) if resume is True else resume or None
     cfg.resume = bool(source)
     if not source:
         return
@@ -228,6 +229,7 @@ def _use_amp(cfg: Config) -> None:
             f'--amp on the CPU computes in bfloat16, optim_wrapper.dtype={wrapper.dtype!r} needs a '
             'GPU; leave dtype out (python -m mmseg_repvgg.doctor says what PyTorch sees)'
         )
+    warn_of_slow_half()
     for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of AmpOptimWrapper
         wrapper.pop(key, None)
     wrapper.type = 'CpuAmpOptimWrapper'

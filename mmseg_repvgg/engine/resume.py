@@ -18,11 +18,11 @@ LAST = 'last_checkpoint'
 """mmengine's file with the path of the checkpoint saved last."""
 
 
-def last_whole_checkpoint(cfg: Config) -> str | None:
+def last_complete_checkpoint(cfg: Config) -> str | None:
     """The checkpoint that a training in the config's work folder goes on from.
 
     It is the one that ``last_checkpoint`` names. Where that file is missing, empty or names a
-    missing or damaged one, it is the newest whole training checkpoint in the folder, with a
+    missing or damaged one, it is the newest complete training checkpoint in the folder, with a
     warning.
 
     Args:
@@ -32,7 +32,7 @@ def last_whole_checkpoint(cfg: Config) -> str | None:
         Its path; None if there is none, whole or not, to begin at the first step.
 
     Raises:
-        CheckpointError: If there are checkpoints, and none is whole.
+        CheckpointError: If there are checkpoints, and none is complete.
     """
     work_dir = Path(cfg.work_dir)
     named = _named(work_dir)
@@ -45,13 +45,13 @@ def last_whole_checkpoint(cfg: Config) -> str | None:
     for file in _newest_first(_folders(cfg, named), but=named):
         damage = _damage(file)
         if not damage:
-            text = f'{reason}. Resuming from {file}, the newest whole checkpoint'
+            text = f'{reason}. Resuming from {file}, the newest complete checkpoint'
             print_log(text, logger='current', level=logging.WARNING)
             return str(file)
         tried.append(damage)
     if tried:
         raise CheckpointError(
-            f'no checkpoint in {work_dir} is whole: {"; ".join(tried)}. Delete them and train '
+            f'no checkpoint in {work_dir} is complete: {"; ".join(tried)}. Delete them and train '
             'without --resume, or give a checkpoint: --resume PATH'
         )
     return None

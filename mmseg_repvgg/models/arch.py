@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmseg_repvgg.checks import check_sequence, is_positive, is_whole
+from mmseg_repvgg.checks import check_sequence, is_integer, is_positive
 
 BASE_CHANNELS = 64
 """Width of stage2 at multiplier 1; it doubles from stage to stage (section 3.4)."""
@@ -37,7 +37,7 @@ class RepVGGArch:
                 f'num_blocks={self.num_blocks} and width_factor={self.width_factor} must give one '
                 'value a stage each'
             )
-        whole = all(is_whole(n, 1) for n in (*self.num_blocks, self.stem_channels))
+        whole = all(is_integer(n, 1) for n in (*self.num_blocks, self.stem_channels))
         if not whole or not all(map(is_positive, self.width_factor)):
             raise ValueError(
                 f'num_blocks={self.num_blocks}, width_factor={self.width_factor} and '
@@ -53,18 +53,18 @@ class RepVGGArch:
             if not isinstance(getattr(self, name), (Mapping, type(None))):
                 raise ValueError(f'{name}={getattr(self, name)!r} must be a dictionary or None')
         for key, value in (self.se_cfg or {}).items():
-            if key not in ('ratio', 'divisor') or not is_whole(value, 1):
+            if key not in ('ratio', 'divisor') or not is_integer(value, 1):
                 raise ValueError(
-                    f'se_cfg={dict(self.se_cfg or {})} takes ratio and divisor, whole numbers of '
+                    f'se_cfg={dict(self.se_cfg or {})} takes ratio and divisor, integers of '
                     'at least 1'
                 )
         for layer, groups in (self.group_layer_map or {}).items():
-            if not is_whole(layer, 1) or layer > sum(self.num_blocks):
+            if not is_integer(layer, 1) or layer > sum(self.num_blocks):
                 raise ValueError(
                     f'group_layer_map names layer {layer}; the layers after the stem are '
                     f'1..{sum(self.num_blocks)}'
                 )
-            if not is_whole(groups, 1):
+            if not is_integer(groups, 1):
                 raise ValueError(f'group_layer_map gives layer {layer} {groups} groups; need >= 1')
 
     @property

@@ -12,13 +12,12 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_repvgg.checkpoint.fusing import accept_training_weights
+from mmseg_repvgg.checkpoint.fuse_on_load import accept_training_weights
 from mmseg_repvgg.checkpoint.loading import load_backbone
 from mmseg_repvgg.checkpoint.reading import state_dict_of
-from mmseg_repvgg.checks import check_layer_cfg, check_sequence, check_whole, is_whole
+from mmseg_repvgg.checks import check_integer, check_layer_cfg, check_sequence, is_integer
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.layer import Layer
-from mmseg_repvgg.models.precision import warn_of_slow_half
 from mmseg_repvgg.models.variants import Builder, get_variant
 from mmseg_repvgg.reparam.branches import fuse_branches
 
@@ -61,10 +60,8 @@ class DilatedRepVGG(BaseModule):
         block: A name of the table in :mod:`mmseg_repvgg.models.variants` (Table 7).
         branches: Branches that the blocks have in training form (Table 6), for example
             ``('3x3', 'identity')``; by default all.
-        recompute_1x1: Compute the outputs of the 1x1 convs again in the backward pass, exactly, to
-            save a third of the memory for activations at a cost of a few percent of the time
-            (docs/training-cost.md); None: wherever the feature map is of some size. With
-            ``with_cp``, which computes all again, leave it out.
+        recompute_1x1: Recompute the 1x1 branches in the backward pass, which saves a third of the
+            memory for activations (docs/training-cost.md).
         init_cfg: mmengine's initialization; Kaiming for convs by default.
 
     Raises:
@@ -88,7 +85,7 @@ class DilatedRepVGG(BaseModule):
         pretrained: str | None = None,
         block: str = 'repvgg',
         branches: Sequence[str] | None = None,
-        recompute_1x1: bool | None = None,
+        recompute_1x1: bool = False,
         init_cfg: Any = None,
     ) -> None:
         if pretrained is not None:
@@ -99,9 +96,9 @@ class DilatedRepVGG(BaseModule):
         self.arch = get_arch(arch)
         depth = len(self.arch.num_blocks)
         self.num_stages = depth if num_stages is None else num_stages
-        if not (is_whole(self.num_stages) and 1 <= self.num_stages <= depth):
+        if not (is_integer(self.num_stages) and 1 <= self.num_stages <= depth):
             raise ValueError(f'num_stages={num_stages!r} must be in 1..{depth}')
-        check_whole('in_channels', in_channels, 1)
+        check_integer('in_channels', in_channels, 1)
         check_layer_cfg('act_cfg', act_cfg, "dict(type='ReLU')")
         self.strides = _per_stage('strides', strides, self.num_stages)
         self.dilations = self._per_layer(_per_stage('dilations', dilations, self.num_stages))
@@ -157,7 +154,6 @@ class DilatedRepVGG(BaseModule):
         Raises:
             RuntimeError: If the backbone is fused and in training mode.
         """
-        warn_of_slow_half(x)
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages):
@@ -229,7 +225,7 @@ class DilatedRepVGG(BaseModule):
         layers = []
         for i, (dilation, depth) in enumerate(zip(dilations, self.arch.num_blocks, strict=False)):
             given: tuple[Any, ...] = (dilation,) * depth
-            if not is_whole(dilation):
+            if not is_integer(dilation):
                 given = check_sequence(f'dilations[{i}]', dilation)
             if len(given) != depth:
                 raise ValueError(
@@ -242,7 +238,7 @@ class DilatedRepVGG(BaseModule):
     def _check_outputs_and_freezing(self) -> None:
         """Refuse what is out of range or would have no effect."""
         last = self.num_stages - 1
-        is_ordered = all(map(is_whole, self.out_indices)) and list(self.out_indices) == sorted(
+        is_ordered = all(map(is_integer, self.out_indices)) and list(self.out_indices) == sorted(
             set(self.out_indices)
         )
         if not self.out_indices or not is_ordered:
@@ -257,7 +253,7 @@ class DilatedRepVGG(BaseModule):
                 f'without effect; give num_stages={self.out_indices[-1] + 1} and as many strides '
                 'and dilations'
             )
-        if not (is_whole(self.frozen_stages) and -1 <= self.frozen_stages <= self.num_stages):
+        if not (is_integer(self.frozen_stages) and -1 <= self.frozen_stages <= self.num_stages):
             raise ValueError(
                 f'frozen_stages={self.frozen_stages!r} must lie in -1..{self.num_stages}'
             )

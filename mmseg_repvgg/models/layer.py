@@ -1,19 +1,17 @@
-"""What the blocks are made of: a layer's geometry, conv and BatchNorm, and recomputation."""
+"""What a block is made of: the geometry of a layer, its convs, and conv-BatchNorm."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmcv.cnn import build_norm_layer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from mmseg_repvgg.checks import check_layer_cfg, is_whole
+from mmseg_repvgg.checks import check_layer_cfg, is_integer
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Layer:
     def __post_init__(self) -> None:
         for name in ('stride', 'dilation', 'groups'):
             value = getattr(self, name)
-            if not is_whole(value, 1):
+            if not is_integer(value, 1):
                 raise ValueError(
-                    f'{name}={value!r} of a RepVGG block must be at least 1, a whole number'
+                    f'{name}={value!r} of a RepVGG block must be an integer, at least 1'
                 )
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(
@@ -89,52 +87,32 @@ def batch_norm(norm_cfg: Mapping[str, Any], channels: int) -> nn.Module:
     return norm
 
 
-def conv_bn(conv: nn.Conv2d, norm_cfg: Mapping[str, Any]) -> nn.Sequential:
+def conv_bn(
+    conv: nn.Conv2d, norm_cfg: Mapping[str, Any], kind: type[nn.Sequential] = nn.Sequential
+) -> nn.Sequential:
     """A conv and its BatchNorm, as ``conv`` and ``norm``."""
-    return nn.Sequential(OrderedDict(conv=conv, norm=batch_norm(norm_cfg, conv.out_channels)))
+    return kind(OrderedDict(conv=conv, norm=batch_norm(norm_cfg, conv.out_channels)))
 
 
-def in_place(act_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The activation of a config; a ReLU overwrites its input unless the config says otherwise.
-
-    For activations behind a sum or a BatchNorm, which nothing else needs.
-    """
-    return dict({'inplace': True} if act_cfg['type'] == 'ReLU' else {}, **act_cfg)
-
-
-def added(total: Tensor, more: Tensor) -> Tensor:
-    """``total + more``, written into ``total`` where that rounds alike (autocast mixes dtypes)."""
-    return total.add_(more) if total.dtype == more.dtype else total + more
-
-
-def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, computed again in the backward pass instead of kept in memory.
+def check_branches(
+    branches: Sequence[str], allowed: Sequence[str], required: Sequence[str], block: str
+) -> None:
+    """Refuse branches that a kind of block does not have, or cannot be without.
 
     Args:
-        module: Holds the BatchNorms of ``function``; each batch is counted once.
-        function: What to compute.
-        x: Its input.
+        branches: Those that are asked for.
+        allowed: All that the block can have.
+        required: Those that it cannot be without.
+        block: Its name.
+
+    Raises:
+        ValueError: Naming the branches, and those that it must and may have.
     """
-    return checkpoint(
-        function,
-        x,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _frozen_statistics(module)),
-    )
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are: recomputation must not count a batch twice."""
-    norms: list[Any] = [
-        m for m in module.modules() if getattr(m, 'num_batches_tracked', None) is not None
-    ]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+    given = set(branches)
+    if not set(required) <= given <= set(allowed) or len(given) < len(branches):
+        optional = [name for name in allowed if name not in required]
+        raise ValueError(
+            f'branches={branches} of {block} must hold {", ".join(map(repr, required))} and may '
+            f'hold {", ".join(map(repr, optional)) or "no other"}, each once; leave branches out '
+            'for all of them'
+        )

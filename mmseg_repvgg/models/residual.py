@@ -16,7 +16,8 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmseg_repvgg.models.layer import Layer, conv_bn, recomputed
+from mmseg_repvgg.models.checkpointing import recomputed
+from mmseg_repvgg.models.layer import Layer, conv_bn
 
 CANNOT_FUSE = (
     "block='residual_reorg' cannot be fused: a shortcut across two 3x3 layers with a ReLU between "
@@ -94,7 +95,7 @@ def residual_stage(
     with_cp: bool = False,
     deploy: bool = False,
     branches: Sequence[str] | None = None,
-    recompute_1x1: bool | None = None,
+    recompute_1x1: bool = False,
 ) -> list[nn.Module]:
     """The blocks of a stage: one plain layer, or a residual block for every two layers.
 
@@ -107,7 +108,7 @@ def residual_stage(
         with_cp: Recompute each residual block in the backward pass.
         deploy: False; there is no fused form.
         branches: None; there are no branches.
-        recompute_1x1: None or False; as before.
+        recompute_1x1: False; as before.
 
     Raises:
         ValueError: On an odd number of layers above 1, and on settings that cannot act.

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmseg_repvgg.models.batch_statistics import normed
 from mmseg_repvgg.models.block import RepVGGBlock
 from mmseg_repvgg.models.layer import Layer, batch_norm, conv_bn
 from mmseg_repvgg.reparam.batchnorm import fold_batchnorm, to_float64
@@ -53,8 +52,6 @@ class PostAdditionBN(RepVGGBlock):
     addition."
     """
 
-    norms_1x1: ClassVar[bool] = False
-
     norm: nn.Module
 
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
@@ -92,14 +89,12 @@ class ReLUInBranches(RepVGGBlock):
         "training form, with rewrites=['batchnorm'], or train another block"
     )
 
-    frees_sum: ClassVar[bool] = False  # of the 3x3 branch alone it is the output of a ReLU
-
     def _add_branches(self, x: Tensor) -> Tensor:
-        out = self._forward_3x3(x).relu()
+        out = self.branch_3x3(x).relu()
         if self.branch_1x1 is not None:
-            out = out + self._forward_1x1(x).relu()
+            out = out + self.branch_1x1(x).relu()
         if self.branch_norm is not None:
-            out = out + normed(self.branch_norm, x).relu()
+            out = out + self.branch_norm(x).relu()
         return out
 
 
@@ -169,7 +164,7 @@ class TrivialReparam(RepVGGBlock):
         self.branch_3x3 = conv_bn(layer.conv(kind=self.CONV), norm_cfg)
 
     def _add_branches(self, x: Tensor) -> Tensor:
-        return self._forward_3x3(x)
+        return self.branch_3x3(x)
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         kernel = self.branch_3x3.conv.kernel(to_float64)

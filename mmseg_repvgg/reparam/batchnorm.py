@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """Detach and cast to float64, on the CPU where the device has no float64 (Apple's MPS)."""
+    """Cast to float64, on the CPU where the device has no float64 (Apple's MPS)."""
     device = 'cpu' if tensor.device.type == 'mps' else tensor.device
-    return tensor.detach().to(device=device, dtype=torch.float64)
+    return tensor.to(device=device, dtype=torch.float64)
 
 
 def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -48,8 +48,8 @@ def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
             f'running_var + eps of a BatchNorm has the value {var.min().item():.3g}; it must be '
             'positive. The checkpoint is damaged or training diverged'
         )
-    gamma = to_float64(norm.weight) if norm.affine else torch.ones_like(var)
-    beta = to_float64(norm.bias) if norm.affine else torch.zeros_like(var)
+    gamma = torch.ones_like(var) if norm.weight is None else to_float64(norm.weight)
+    beta = torch.zeros_like(var) if norm.bias is None else to_float64(norm.bias)
     scale = gamma / var.sqrt()
     return scale, beta - mean * scale
 
@@ -97,9 +97,9 @@ def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
         padding_mode=conv.padding_mode,
         device='meta',
     )
-    like = conv.weight
-    fused.weight = nn.Parameter(kernel.to(device=like.device, dtype=like.dtype))
-    fused.bias = nn.Parameter(bias.to(device=like.device, dtype=like.dtype))
+    like, trains = conv.weight, conv.weight.requires_grad
+    fused.weight = nn.Parameter(kernel.detach().to(like), requires_grad=trains)
+    fused.bias = nn.Parameter(bias.detach().to(like), requires_grad=trains)
     return fused.train(conv.training)
 
 

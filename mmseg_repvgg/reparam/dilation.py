@@ -169,7 +169,7 @@ def undilate(model: nn.Module) -> int:
 def _only_conv(block: Any) -> nn.Conv2d | None:
     """The dilated conv of a block that is this conv and then pointwise, or None."""
     conv = getattr(block, 'branch_reparam', None)
-    pointwise_rest = getattr(block, 'se_layer', None) is None
+    pointwise_rest = isinstance(getattr(block, 'se_layer', None), nn.Identity)
     return conv if pointwise_rest and _is_rewritable(conv) else None
 
 

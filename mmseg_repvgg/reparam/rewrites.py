@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
@@ -14,34 +13,47 @@ from mmseg_repvgg.reparam.branches import fuse_branches
 from mmseg_repvgg.reparam.dilation import undilate
 from mmseg_repvgg.reparam.pyramid import linearize_pyramids
 from mmseg_repvgg.reparam.values import check_values
-from mmseg_repvgg.reparam.winograd import use_winograd
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A change of a model that leaves its outputs as they are."""
+    """A change of a model that leaves its outputs as they are, and where it is applied by default.
+
+    A rewrite with ``by_default`` acts by default on the devices that it names. With
+    ``if_compared`` it does so only where the model is compared with the original right after: in
+    the tools and in the deploy hook.
+    """
 
     apply: Callable[[nn.Module], int]  # in place; returns how many places it changed
     unit: str  # what is counted
+    by_default: tuple[str, ...] = ()  # types of devices, or 'all'
+    if_compared: bool = False
 
 
 REWRITES: dict[str, Rewrite] = {
-    'branches': Rewrite(fuse_branches, 'RepVGG blocks'),
-    'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs'),
-    'dilation': Rewrite(undilate, 'dilated convs'),
-    'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids'),
-    'winograd': Rewrite(use_winograd, '3x3 convs by Winograd'),
+    'branches': Rewrite(fuse_branches, 'RepVGG blocks', ('all',)),
+    'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs', ('all',)),
+    'dilation': Rewrite(undilate, 'dilated convs', ('cpu',)),
+    'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids', ('cpu',)),
 }
-"""In the order in which they are applied."""
+"""In the order in which they are applied. :mod:`mmseg_repvgg.accel` adds its own at the end."""
 
 
-def default_names(model: nn.Module) -> tuple[str, ...]:
-    """The rewrites that are not slower where ``model`` is, as far as that was measured.
+def default_names(model: nn.Module, compared: bool = False) -> tuple[str, ...]:
+    """The rewrites that are not slower on the device of ``model``, as far as that was measured.
 
-    On the CPU these are all. On a GPU, where none of this was measured, the paper's own two.
+    On the CPU these are all. On a GPU, where they were not measured, the paper's own two.
+
+    Args:
+        model: Its first parameter tells the device.
+        compared: Whether the caller compares the rewritten model with the original.
     """
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    return tuple(REWRITES) if device.type == 'cpu' else ('branches', 'batchnorm')
+    device = next((p.device.type for p in model.parameters()), 'cpu')
+    return tuple(
+        name
+        for name, rewrite in REWRITES.items()
+        if {'all', device} & set(rewrite.by_default) and (compared or not rewrite.if_compared)
+    )
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -58,7 +70,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     if not chosen or not chosen <= set(REWRITES):
         raise ValueError(
             f'rewrites={sorted(map(str, chosen))}: name at least one of {", ".join(REWRITES)} and '
-            'no other'
+            "no other ('import mmseg_repvgg.accel' adds its rewrites)"
         )
     return tuple(name for name in REWRITES if name in chosen)
 

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.published import PUBLISHED
-from mmseg_repvgg.files import whole_file
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.swap_backbone.bases import find_config, load_base, reference
@@ -231,6 +231,6 @@ def _write(out: Path, base: str, header: str, sections: Mapping[str, Any]) -> No
     """Write the child, if it loads."""
     out.parent.mkdir(parents=True, exist_ok=True)
     body = '\n'.join(assignment(name, value) for name, value in sections.items())
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         temporary.write_text(f'{header}\n_base_ = [\n    {base},\n]\n\n{body}\n', encoding='utf-8')
         Config.fromfile(str(temporary), import_custom_modules=False)

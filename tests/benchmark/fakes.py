@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from mmseg_repvgg.benchmark.subject import Built
+from mmseg_repvgg.benchmark.candidate import Built
 
 
 def sleeper(seconds: float, label: int = 0, **info) -> Built:

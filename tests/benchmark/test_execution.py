@@ -55,9 +55,9 @@ def test_a_gpu_adds_its_ways(monkeypatch):
     ]
     for table in (table4, table8):
         measured = {
-            subject.settings.get('runtime')
+            candidate.settings.get('runtime')
             for members in table.groups(_possible(None), quick=False).values()
-            for subject in members
+            for candidate in members
         }
         assert measured >= {*_possible(None)}
 

@@ -2,32 +2,32 @@
 
 import pytest
 
-from mmseg_repvgg.benchmark.agreement import References
+from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record
-from mmseg_repvgg.benchmark.subject import Subject
+from mmseg_repvgg.benchmark.reference_outputs import References
 
 FAKES = 'tests.benchmark.fakes'
 
 
 def test_times_memory_and_failures():
-    subjects = [
-        Subject('half', f'{FAKES}:sleeper', dict(seconds=0.1, note='x')),
-        Subject('one', f'{FAKES}:sleeper', dict(seconds=0.2, label=3), examples=4),
-        Subject('large', f'{FAKES}:hungry', dict(megabytes=300)),
-        Subject('small', f'{FAKES}:hungry', dict(megabytes=1)),
-        Subject('unbuilt', f'{FAKES}:failing', dict(when='building')),
-        Subject('broken', f'{FAKES}:failing', dict(when='running')),
-        Subject('killed', f'{FAKES}:failing', dict(when='killed')),
-        Subject('hanging', f'{FAKES}:failing', dict(when='hanging')),
+    candidates = [
+        Candidate('half', f'{FAKES}:sleeper', dict(seconds=0.1, note='x')),
+        Candidate('one', f'{FAKES}:sleeper', dict(seconds=0.2, label=3), examples=4),
+        Candidate('large', f'{FAKES}:hungry', dict(megabytes=300)),
+        Candidate('small', f'{FAKES}:hungry', dict(megabytes=1)),
+        Candidate('unbuilt', f'{FAKES}:failing', dict(when='building')),
+        Candidate('broken', f'{FAKES}:failing', dict(when='running')),
+        Candidate('killed', f'{FAKES}:failing', dict(when='killed')),
+        Candidate('hanging', f'{FAKES}:failing', dict(when='hanging')),
     ]
     protocol = Protocol(rounds=3, threads=1, time_limit=15, pause=0)
     lines: list[str] = []
-    outcomes = measure(subjects, protocol, lines.append)
-    references = References(lambda subject: subjects[1], protocol)
+    outcomes = measure(candidates, protocol, lines.append)
+    references = References(lambda candidate: candidates[1], protocol)
     references.add(outcomes)
     record = make_record('fake', {'pytorch': outcomes}, references.agreement, protocol)
-    assert [row.name for row in record.rows] == [subject.name for subject in subjects]
+    assert [row.name for row in record.rows] == [candidate.name for candidate in candidates]
     half, one = record.row('half'), record.row('one')
     assert half is not None
     assert one is not None
@@ -55,23 +55,23 @@ def test_times_memory_and_failures():
 
 def test_a_reference_that_was_not_measured_is_run_once():
     half, one = (
-        Subject(name, f'{FAKES}:sleeper', dict(seconds=seconds, label=label))
+        Candidate(name, f'{FAKES}:sleeper', dict(seconds=seconds, label=label))
         for name, seconds, label in (('half', 0.01, 2), ('one', 0.02, 3))
     )
     protocol, lines = Protocol(rounds=2), []
-    outcomes = measure([half, Subject('unbuilt', f'{FAKES}:failing', {})], protocol)
-    references = References(lambda subject: one, protocol, lines.append)
+    outcomes = measure([half, Candidate('unbuilt', f'{FAKES}:failing', {})], protocol)
+    references = References(lambda candidate: one, protocol, lines.append)
     references.add(outcomes)
     references.add(outcomes)
     assert lines == ['one, for comparison: built', 'round 1 of 1']
     assert references.agreement(outcomes[0]) == pytest.approx(2 / 3)
     assert references.agreement(outcomes[1]) is None
-    assert References(lambda subject: None, protocol).agreement(outcomes[0]) is None
+    assert References(lambda candidate: None, protocol).agreement(outcomes[0]) is None
 
 
 def test_a_record_survives_its_file(tmp_path):
     outcomes = measure(
-        [Subject('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
+        [Candidate('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
     )
     record = make_record('fake', {'g': outcomes}, lambda outcome: None, Protocol(rounds=1))
     record.write(tmp_path / 'deep' / 'fake.json')
@@ -89,10 +89,10 @@ def test_a_record_survives_its_file(tmp_path):
     [
         (lambda: Protocol(rounds=0), 'rounds and threads must be at least 1'),
         (lambda: Protocol(time_limit=0), 'time_limit positive'),
-        (lambda: measure([], Protocol()), 'need subjects with names that differ'),
+        (lambda: measure([], Protocol()), 'need candidates with names that differ'),
         (
-            lambda: measure([Subject('a', 'b:c'), Subject('a', 'b:c')], Protocol()),
-            'need subjects with names that differ',
+            lambda: measure([Candidate('a', 'b:c'), Candidate('a', 'b:c')], Protocol()),
+            'need candidates with names that differ',
         ),
     ],
 )

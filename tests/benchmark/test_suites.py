@@ -55,14 +55,14 @@ def test_table_8_measures_what_it_says():
     parts = [f'{runtime}, {p}' for runtime in ('pytorch', 'mnn') for p in ('B2', 'B1g2', 'fast')]
     assert list(groups) == [*parts, 'across runtimes']
     assert all('ResNet-101' in [s.name for s in groups[group]] for group in parts)
-    both = [subject for part in parts[3:] for subject in groups[part]]
-    subjects = {subject.name: subject.settings for subject in both}
-    assert len(subjects) == 2 * 6 + 1
-    assert subjects['RepVGG-B2']['rewrites'] == ['branches', 'batchnorm']
-    assert subjects['RepVGG-B2, rewritten']['rewrites'][2:] == ['dilation', 'pyramid']
-    assert subjects['ResNet-50']['rewrites'] == ['batchnorm']
-    assert all((ROOT / 'configs' / s['config']).is_file() for s in subjects.values())
-    in_pytorch = {subject.name: subject.settings for subject in groups['pytorch, B2']}
+    both = [candidate for part in parts[3:] for candidate in groups[part]]
+    candidates = {candidate.name: candidate.settings for candidate in both}
+    assert len(candidates) == 2 * 6 + 1
+    assert candidates['RepVGG-B2']['rewrites'] == ['branches', 'batchnorm']
+    assert candidates['RepVGG-B2, rewritten']['rewrites'][2:] == ['dilation', 'pyramid']
+    assert candidates['ResNet-50']['rewrites'] == ['batchnorm']
+    assert all((ROOT / 'configs' / s['config']).is_file() for s in candidates.values())
+    in_pytorch = {candidate.name: candidate.settings for candidate in groups['pytorch, B2']}
     assert in_pytorch['RepVGG-B2, rewritten']['rewrites'][-1] == 'winograd'
 
 
@@ -106,27 +106,29 @@ def test_every_classifier_is_measured_once_beside_a_resnet_50():
 def test_agreement_in_table8_is_with_the_network_fused_in_pytorch():
     groups = table8.groups(['pytorch', 'mnn'], quick=False)
     fused = {
-        subject.name: subject for part in table8.IN_TURN for subject in groups[f'pytorch, {part}']
+        candidate.name: candidate
+        for part in table8.IN_TURN
+        for candidate in groups[f'pytorch, {part}']
     }
     for members in groups.values():
-        for subject in members:
-            reference = table8.reference(subject)
-            expected = fused.get(subject.name.split(', ')[0])
-            assert reference == (None if subject.name == table8.USUAL else expected)
+        for candidate in members:
+            reference = table8.reference(candidate)
+            expected = fused.get(candidate.name.split(', ')[0])
+            assert reference == (None if candidate.name == table8.USUAL else expected)
 
 
 def test_dropin_measures_what_it_says():
     groups = dropin.groups(['pytorch', 'mnn'], quick=False)
     assert list(groups) == [*dropin.CURATED, 'real time, pytorch', 'real time, mnn']
     for members in groups.values():
-        assert all(dropin.reference(subject) in members for subject in members)
-        assert {tuple(subject.settings['size']) for subject in members} == {(512, 1024)}
-    subjects = {s.name: s.settings for members in groups.values() for s in members}
-    assert {networks._config(s['config']).is_file() for s in subjects.values()} == {True}
-    assert subjects['FCN A1, as trained']['rewrites'] == []
-    assert subjects['FCN ResNet-50 of mmseg, fused']['rewrites'] == ['batchnorm']
+        assert all(dropin.reference(candidate) in members for candidate in members)
+        assert {tuple(candidate.settings['size']) for candidate in members} == {(512, 1024)}
+    candidates = {s.name: s.settings for members in groups.values() for s in members}
+    assert {networks._config(s['config']).is_file() for s in candidates.values()} == {True}
+    assert candidates['FCN A1, as trained']['rewrites'] == []
+    assert candidates['FCN ResNet-50 of mmseg, fused']['rewrites'] == ['batchnorm']
     # what ours get, theirs get, too
-    ours, theirs = (subjects[f'{n}, rewritten']['rewrites'] for n in ('FPN-64 A0', 'PIDNet-S'))
+    ours, theirs = (candidates[f'{n}, rewritten']['rewrites'] for n in ('FPN-64 A0', 'PIDNet-S'))
     assert ours == ['branches', *theirs] and 'winograd' in theirs
 
 
@@ -174,7 +176,7 @@ def test_wrong_names_are_refused(tmp_path):
         (dict(name='table1', groups=['cudnn']), r"groups=\['cudnn'\] are not known"),
         (
             dict(name='table1', only=['9x9']),
-            r"subjects=\['9x9'\] are not known; choose from 1x1; 3x3",
+            r"candidates=\['9x9'\] are not known; choose from 1x1; 3x3",
         ),
     ):
         with pytest.raises(ValueError, match=text):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mmseg_repvgg.files
+import mmseg_repvgg.atomic_files
 from mmseg_repvgg.datasets import cityscapes
 from mmseg_repvgg.datasets.cityscapes import (
     convert_label_ids,
@@ -318,7 +318,7 @@ def test_read_only_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise OSError(errno.EROFS, 'Read-only file system', str(source))
 
-    monkeypatch.setattr(mmseg_repvgg.files.os, 'replace', refuse)
+    monkeypatch.setattr(mmseg_repvgg.atomic_files.os, 'replace', refuse)
     before = files(root)
     with pytest.raises(OSError, match='labelTrainIds.png was not written: Read-only .* Check that'):
         prepare_cityscapes(root, workers=1)

@@ -1,4 +1,4 @@
-"""tools/deploy_fuse.py and tools/export.py, killed or out of space: what is there is whole."""
+"""tools/deploy_fuse.py and tools/export.py, killed or out of space: what is there is complete."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmseg_repvgg.atomic_files import sweep
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
 from mmseg_repvgg.deploy.export import Options, export
 from mmseg_repvgg.deploy.exported import info_path
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.files import sweep
 from tests import processes
 from tests.killing import Phase, die_at_line, half_writes, kill_in_phase
 
@@ -72,7 +72,7 @@ def test_deploy_fuse_killed_at_random_moments(segmentor, tmp_path):
 
 @pytest.mark.slow
 def test_export_killed_at_random_moments(segmentor, tmp_path):
-    """What is there is whole, and description and model belong together."""
+    """What is there is complete, and description and model belong together."""
     onnx = pytest.importorskip('onnx')
     cfg, _, checkpoint = segmentor
     out, draw = tmp_path / 'model.onnx', random.Random(0)

@@ -1,5 +1,7 @@
 """DilatedRepVGG: the contract that every architecture keeps."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -168,3 +170,38 @@ def test_fewer_stages_equal_the_beginning_of_all():
     x = torch.randn(1, 3, 32, 32)
     for a, b in zip(part.eval()(x), whole(x)[:2], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('form', ['training', 'evaluated', 'fused'])
+def test_it_is_traced_compiled_and_exported(form):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = randomise_batchnorms(DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)))
+    model.train(form == 'training')
+    if form == 'fused':
+        model.switch_to_deploy()
+    x = torch.randn(2, 3, 64, 48)
+    expected = copy.deepcopy(model)(x)
+    for name, run in {
+        'fx': lambda model: torch.fx.symbolic_trace(model)(x),
+        'compile': lambda model: torch.compile(model, backend='aot_eager', fullgraph=True)(x),
+        'make_fx': lambda model: make_fx(model)(x)(x),
+        'export': lambda model: torch.export.export(model, (x,)).module()(x),
+    }.items():
+        found = run(copy.deepcopy(model))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_what_stands_on_fx_works():
+    from mmengine.model.efficient_conv_bn_eval import (
+        turn_on_efficient_conv_bn_eval_for_single_model,
+    )
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model = randomise_batchnorms(DilatedRepVGG(TINY))
+    x = torch.randn(1, 3, 64, 48)
+    expected = model(x)
+    (features,) = create_feature_extractor(model, ['stage_2'])(x).values()
+    torch.testing.assert_close(features, expected[1])
+    turn_on_efficient_conv_bn_eval_for_single_model(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

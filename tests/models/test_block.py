@@ -1,11 +1,13 @@
 """RepVGGBlock: its forward pass, checkpointing and form."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmseg_repvgg.models import RepVGGBlock
-from mmseg_repvgg.models.variant_blocks import PostAdditionBN
 from tests.common import randomise_batchnorms
 
 
@@ -69,30 +71,92 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(norm):
     assert plain.branch_3x3.norm.num_batches_tracked == 2
 
 
-@pytest.mark.parametrize(
-    ('kind', 'place'),
-    [
-        (RepVGGBlock, 'branch_3x3'),
-        (RepVGGBlock, 'branch_3x3.conv'),
-        (RepVGGBlock, 'branch_3x3.norm'),
-        (PostAdditionBN, 'branch_3x3'),
-        (PostAdditionBN, 'branch_3x3.conv'),
-    ],
-)
-def test_what_a_hook_has_seen_is_not_overwritten_by_the_sum(kind, place):
-    block, seen = kind(8, 8).train(), []
-    block.get_submodule(place).register_forward_hook(
-        lambda module, args, out: seen.append((out, out.clone()))
-    )
-    block(torch.randn(2, 8, 9, 7)).sum().backward()
+@pytest.mark.parametrize('form', ['training', 'fused'])
+@pytest.mark.parametrize('place', ['branch_3x3', 'branch_3x3.norm', 'branch_norm', 'act'])
+def test_hooks_and_replaced_forwards_act_as_in_any_module(form, place):
+    """As accelerate, LoRA and pruning do it; what a hook was given is not overwritten."""
+    block = randomise_batchnorms(RepVGGBlock(8, 8)).train()
+    if form == 'fused':
+        block.eval().switch_to_deploy()
+        place = place if place == 'act' else 'branch_reparam'
+    module, seen, calls = block.get_submodule(place), [], []
+    module.register_forward_hook(lambda module, args, out: seen.append((out, out.clone())))
+    module.register_full_backward_hook(lambda *args: calls.append('backward'))
+    forward = module.forward
+    module.forward = lambda x: (calls.append('forward'), forward(x))[1]
+    x = torch.randn(2, 8, 9, 7, requires_grad=True)
+    block(x).sum().backward()
+    assert calls == ['forward', 'backward']
     ((out, before),) = seen
     assert torch.equal(out, before)
+
+
+@pytest.mark.parametrize('settings', [{}, dict(recompute_1x1=True), dict(with_cp=True)])
+@pytest.mark.parametrize('training', [True, False])
+def test_it_is_traced_compiled_and_exported(settings, training):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    block = randomise_batchnorms(RepVGGBlock(8, 8, **settings)).train(training)
+    x = torch.randn(2, 8, 9, 7)
+
+    def make_fx_run(block):
+        # with gradients PyTorch's checkpointing itself refuses make_fx
+        with torch.no_grad() if settings else nullcontext():
+            return make_fx(block)(x)(x)
+
+    expected = copy.deepcopy(block)(x)
+    for name, run in {
+        'fx': lambda block: torch.fx.symbolic_trace(block)(x),
+        'compile': lambda block: torch.compile(block, backend='aot_eager', fullgraph=True)(x),
+        'make_fx': make_fx_run,
+        'export': lambda block: torch.export.export(block, (x,)).module()(x),
+    }.items():
+        found = run(copy.deepcopy(block))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_the_equivalent_kernel_is_differentiable_as_in_the_authors_code():
+    block = randomise_batchnorms(RepVGGBlock(4, 4))
+    kernel, bias = block.get_equivalent_kernel_bias()
+    (kernel.square().sum() + bias.square().sum()).backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    # by hand for the BatchNorm of the identity: only its own channel's centre tap and bias
+    norm = block.branch_norm
+    inverse = (norm.running_var + norm.eps).rsqrt()
+    centre = kernel.diagonal(dim1=0, dim2=1)[1, 1]
+    by_hand = 2 * (centre - bias * norm.running_mean) * inverse
+    torch.testing.assert_close(norm.weight.grad, by_hand.detach().float())
+
+
+def test_a_frozen_block_stays_frozen_when_fused():
+    block = randomise_batchnorms(RepVGGBlock(4, 4)).requires_grad_(False)
+    block.switch_to_deploy()
+    assert not any(p.requires_grad for p in block.parameters())
+
+
+def test_a_batchnorm_without_bias():
+    block = randomise_no_bias(RepVGGBlock(8, 8, norm_cfg=dict(type='BN', bias=False)))
+    x = torch.randn(2, 8, 9, 7)
+    block.train()(x).sum().backward()
+    expected = block.eval()(x)
+    block.switch_to_deploy()
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def randomise_no_bias(block):
+    for norm in (m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        assert norm.bias is None
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return block
 
 
 def test_squeeze_excitation_equals_mmpretrains():
     from mmpretrain.models.utils import SELayer
 
-    from mmseg_repvgg.models.block import SqueezeExcitation
+    from mmseg_repvgg.models.squeeze_excitation import SqueezeExcitation
 
     for channels, cfg in (
         (40, dict(ratio=16, divisor=1)),
@@ -109,7 +173,7 @@ def test_squeeze_excitation_equals_mmpretrains():
 @pytest.mark.parametrize(
     ('kwargs', 'text'),
     [
-        (dict(stride=0), 'stride=0 of a RepVGG block must be at least 1'),
+        (dict(stride=0), 'stride=0 of a RepVGG block must be an integer, at least 1'),
         (dict(dilation=0), 'dilation=0'),
         (dict(groups=3), 'groups=3 must divide the channels of the block, 8 and 8'),
         (

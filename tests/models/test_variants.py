@@ -131,7 +131,7 @@ def test_the_forward_pass_is_the_formula_and_the_fused_conv_equals_it(kind):
             fused, counts = deployed_copy(block, ['branches'])
             assert counts == {'branches': 1}
             assert compare(block, fused, x).max_rel < 1e-12
-            assert set(fused._modules) == {'branch_reparam', 'act'}
+            assert set(fused._modules) == {'branch_reparam', 'se_layer', 'act'}
 
 
 def without_identity(block):
@@ -314,7 +314,7 @@ def test_squeeze_excitation_acts_in_every_variant_that_has_it():
         model = trained(DilatedRepVGG(arch, block=block)).double()
         fused, _ = deployed_copy(model, ['branches'])
         assert compare(model, fused, x).max_rel < 1e-10
-        fused.stem.se_layer = None
+        fused.stem.se_layer = nn.Identity()
         assert compare(model, fused, x).max_rel > 1e-2
 
 

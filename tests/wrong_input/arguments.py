@@ -1,6 +1,6 @@
 """Arguments of the backbone, the rewrites, the hooks and the tools."""
 
-from mmseg_repvgg.analysis.timing import time_in_turn
+from mmseg_repvgg.analysis.time_in_turn import time_in_turn
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
@@ -19,7 +19,7 @@ CASES = Table()
 
 SEQUENCE, WHOLE = (
     'must be a list or a tuple',
-    'of a RepVGG block must be at least 1, a whole number',
+    'of a RepVGG block must be an integer, at least 1',
 )
 for name, kwargs, parts in [
     ('unknown arch', dict(arch='B4'), ("unknown RepVGG arch 'B4'", 'choose from A0, A1')),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint import read_checkpoint
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.exported import ExportedInfo
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.files import whole_file
 from tests.wrong_input.table import Given, Table
 
 NOBODY = 65534
@@ -53,7 +53,7 @@ def write(path: Path, error: OSError | None = None):
     with pytest.MonkeyPatch.context() as patch:
         if error is not None:
             patch.setattr(os, 'replace', refuse)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text('x')
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmseg_repvgg.checks import is_whole
+from mmseg_repvgg.atomic_files import atomic_file, make_folder
+from mmseg_repvgg.checks import is_integer
 from mmseg_repvgg.datasets.cityscapes import (
     IMAGE_SUFFIX,
     LABEL_IDS_SUFFIX,
@@ -23,7 +24,6 @@ from mmseg_repvgg.datasets.cityscapes import (
 )
 from mmseg_repvgg.datasets.demo_scenes.scene import compose_scene
 from mmseg_repvgg.datasets.jobs import run_jobs
-from mmseg_repvgg.files import make_folder, whole_file
 
 DEMO_CLASSES = (
     'road', 'sidewalk', 'building', 'pole', 'traffic sign', 'vegetation', 'terrain', 'sky',
@@ -93,7 +93,7 @@ def make_demo_scenes(
     with _one_thread():
         run_jobs(_write_scene, jobs, workers, 'demo scenes', initializer=_use_one_thread)
     if made_with != settings:
-        with whole_file(stamp) as temporary:
+        with atomic_file(stamp) as temporary:
             temporary.write_text(json.dumps(settings) + '\n')
     return root
 
@@ -107,7 +107,7 @@ def _checked_settings(
             f'num_train={num_train}, num_val={num_val}: both must be 0 or more, and not both 0'
         )
     pair = size if isinstance(size, Sequence) else ()
-    if len(pair) != 2 or not all(is_whole(length, _SMALLEST) for length in pair):
+    if len(pair) != 2 or not all(is_integer(length, _SMALLEST) for length in pair):
         raise ValueError(
             f'size={size!r} must be (width, height) of at least {_SMALLEST} pixels each'
         )
@@ -190,10 +190,10 @@ def _write_scene(root: Path, split: str, index: int, size: tuple[int, int], seed
     image, objects = compose_scene(rng, *size)
     image_path, polygons, label_ids, train_ids = _paths(root, split, index)
     annotation = {'imgHeight': size[1], 'imgWidth': size[0], 'objects': objects}
-    with whole_file(polygons) as temporary:
+    with atomic_file(polygons) as temporary:
         temporary.write_text(json.dumps(annotation))
     write_label_image(polygons, label_ids, 'ids')
     write_label_image(polygons, train_ids, 'trainIds')
     _, encoded = cv2.imencode('.png', image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    with whole_file(image_path) as temporary:
+    with atomic_file(image_path) as temporary:
         temporary.write_bytes(encoded.tobytes())

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmseg_repvgg.reparam import nnpack
+from mmseg_repvgg.accel import nnpack
+from mmseg_repvgg.accel.sub_map_mosaic import best_columns, run_on_mosaic
 from mmseg_repvgg.reparam.dilation import (
     Layers,
     SubMapConv2d,
     SubMapSequential,
     run_on_sub_maps,
 )
-from mmseg_repvgg.reparam.mosaic import best_columns, run_on_mosaic
 
 SMALLEST = 12 * 12
 """Pixels of a map below which it does not pay."""
@@ -191,7 +191,7 @@ def use_winograd(model: nn.Module) -> int:
 def _absorb_relu(block: Any) -> None:
     """Let the conv of a fused RepVGG block do the ReLU after it: one pass over the map less."""
     conv = getattr(block, 'branch_reparam', None)
-    if not isinstance(conv, KernelKeeper) or block.se_layer is not None:
+    if not isinstance(conv, KernelKeeper) or not isinstance(block.se_layer, nn.Identity):
         return  # mmseg's blocks may have an act, too
     if type(block.act) is nn.ReLU:
         conv.relu, block.act = True, nn.Identity()

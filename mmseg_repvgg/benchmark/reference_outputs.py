@@ -8,22 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 
+from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
-from mmseg_repvgg.benchmark.subject import Outcome, Subject
 
 
 class References:
-    """The outputs of the references of subjects, each run at most once.
+    """The outputs of the references of candidates, each run at most once.
 
     Args:
-        of: Gives a subject's reference, or None.
+        of: Gives a candidate's reference, or None.
         protocol: Its threads and its time limit are used.
         say: Takes a line of progress.
     """
 
     def __init__(
         self,
-        of: Callable[[Subject], Subject | None],
+        of: Callable[[Candidate], Candidate | None],
         protocol: Protocol,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -35,27 +35,27 @@ class References:
         """Take the references of some outcomes from among them, and run those that are missing."""
         outcomes = [outcome for outcome in outcomes if not outcome.failure]
         self._keep(outcomes)
-        wanted = (self.of(outcome.subject) for outcome in outcomes)
+        wanted = (self.of(outcome.candidate) for outcome in outcomes)
         missing = {
-            _key(subject): replace(subject, name=f'{subject.name}, for comparison')
-            for subject in wanted
-            if subject is not None and _key(subject) not in self._outputs
+            _key(candidate): replace(candidate, name=f'{candidate.name}, for comparison')
+            for candidate in wanted
+            if candidate is not None and _key(candidate) not in self._outputs
         }
-        for subject in missing.values():  # one at a time: nothing is timed, and memory is dear
-            self._keep(measure([subject], self.protocol, self.say))
+        for candidate in missing.values():  # one at a time: nothing is timed, and memory is dear
+            self._keep(measure([candidate], self.protocol, self.say))
 
     def agreement(self, outcome: Outcome) -> float | None:
         """The share of an outcome's class indices that equal its reference's; None without one."""
-        reference = self.of(outcome.subject)
+        reference = self.of(outcome.candidate)
         expected = None if reference is None else self._outputs.get(_key(reference))
         if expected is None or outcome.output is None:
             return None
         return float(np.mean(outcome.output == expected))
 
     def _keep(self, outcomes: Iterable[Outcome]) -> None:
-        self._outputs |= {_key(outcome.subject): outcome.output for outcome in outcomes}
+        self._outputs |= {_key(outcome.candidate): outcome.output for outcome in outcomes}
 
 
-def _key(subject: Subject) -> str:
+def _key(candidate: Candidate) -> str:
     """Of what is built, whatever its name."""
-    return json.dumps([subject.builder, subject.settings], sort_keys=True)
+    return json.dumps([candidate.builder, candidate.settings], sort_keys=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmseg_repvgg import extension
+from mmseg_repvgg import mmcv_stub
 from mmseg_repvgg.checkpoint.errors import CheckpointError
 from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
@@ -23,11 +23,11 @@ from mmseg_repvgg.checkpoint.reading import read_checkpoint
 def install() -> None:
     """Put everything in place; a second call changes nothing.
 
-    * ``mmcv.ops`` imports without the compiled ``mmcv._ext``: see :mod:`mmseg_repvgg.extension`.
+    * ``mmcv.ops`` imports without the compiled ``mmcv._ext``: see :mod:`mmseg_repvgg.mmcv_stub`.
     * mmengine reads checkpoints by :func:`mmseg_repvgg.checkpoint.read_checkpoint`: see
       :func:`read_checkpoints_safely`.
     """
-    extension.install()
+    mmcv_stub.install()
     if importlib.util.find_spec('mmengine') is not None:
         read_checkpoints_safely()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmseg_repvgg.analysis.timing import median_ratio, time_in_turn
+from mmseg_repvgg.analysis.time_in_turn import median_ratio, time_in_turn
 
 
 def test_calls_alternate_and_warm_up_is_not_counted():

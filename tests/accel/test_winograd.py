@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmseg_repvgg.accel import nnpack, winograd
+from mmseg_repvgg.accel.sub_map_mosaic import best_columns, from_mosaic, run_on_mosaic, to_mosaic
+from mmseg_repvgg.accel.winograd import use_winograd, winograd_conv2d
 from mmseg_repvgg.models import DilatedRepVGG
-from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy, nnpack, winograd
+from mmseg_repvgg.reparam import REWRITES, compare, deployed_copy
 from mmseg_repvgg.reparam.dilation import to_sub_maps
-from mmseg_repvgg.reparam.mosaic import best_columns, from_mosaic, run_on_mosaic, to_mosaic
-from mmseg_repvgg.reparam.winograd import use_winograd, winograd_conv2d
 from tests.common import TINY, randomise_batchnorms
 
 ROUNDING = 5e-5  # relative, float32

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 NETWORKS = 'mmseg_repvgg.benchmark.networks'
-"""The module of most builders; it is imported in the subject's process only."""
+"""The module of most builders; it is imported in the candidate's process only."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """A row of a benchmark, before it is built."""
 
     name: str  # unique within a benchmark
@@ -25,10 +25,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Built:
-    """A subject, built: ``call`` does the work that is timed, and waits for its end.
+    """A candidate, built: ``call`` does the work that is timed, and waits for its end.
 
     ``output`` gives what the last call computed, as class indices, to be compared with that of
-    other subjects; None where there is nothing to compare.
+    other candidates; None where there is nothing to compare.
     """
 
     call: Callable[[], object]
@@ -39,9 +39,9 @@ class Built:
 
 @dataclass
 class Outcome:
-    """What was measured of a subject."""
+    """What was measured of a candidate."""
 
-    subject: Subject
+    candidate: Candidate
     seconds: list[float] = field(default_factory=list)  # of every timed call
     info: dict[str, Any] = field(default_factory=dict)
     peak_memory: int | None = None  # bytes, of the whole process (on a GPU: allocated there)

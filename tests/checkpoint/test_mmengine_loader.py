@@ -17,13 +17,13 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
 from torch.nn import functional
 
-from mmseg_repvgg import compat, extension
-from mmseg_repvgg.checkpoint import UnsafeCheckpointError, read_checkpoint
+from mmseg_repvgg import mmcv_stub
+from mmseg_repvgg.checkpoint import UnsafeCheckpointError, mmengine_loader, read_checkpoint
 from tests.checkpoint import payloads
 
 compiled = importlib.util.find_spec('mmcv._ext')
 without_compiled = pytest.mark.skipif(
-    compiled is None or compiled.origin != extension.__name__, reason='this mmcv has its operators'
+    compiled is None or compiled.origin != mmcv_stub.__name__, reason='this mmcv has its operators'
 )
 
 
@@ -31,8 +31,8 @@ without_compiled = pytest.mark.skipif(
 ALONE = f"""
 import importlib, json, sys
 package = sys.modules['mmseg_repvgg'] = type(sys)('mmseg_repvgg')
-package.__path__ = [{os.path.dirname(compat.__file__)!r}]
-from mmseg_repvgg import compat
+package.__path__ = [{os.path.dirname(mmengine_loader.__file__)!r}]
+from mmseg_repvgg.checkpoint import mmengine_loader
 """
 
 
@@ -50,10 +50,10 @@ def run(code):
 
 def test_install_twice_is_install_once():
     finders, schemes = list(sys.meta_path), dict(CheckpointLoader._schemes)
-    compat.install()
+    mmengine_loader.install()
     assert sys.meta_path == finders
-    assert isinstance(finders[-1], extension.ExtensionFinder) or compiled is not None
-    assert sum(isinstance(finder, extension.ExtensionFinder) for finder in finders) == 1
+    assert isinstance(finders[-1], mmcv_stub.ExtensionFinder) or compiled is not None
+    assert sum(isinstance(finder, mmcv_stub.ExtensionFinder) for finder in finders) == 1
     assert dict(CheckpointLoader._schemes) == schemes
 
 
@@ -71,7 +71,7 @@ try:
     missing = None
 except ModuleNotFoundError as error:
     missing = error.name
-compat.install()
+mmengine_loader.install()
 for name in ('mmcv.ops', 'mmseg.utils', 'mmseg.models', 'mmseg.apis', 'mmpretrain.models'):
     importlib.import_module(name)
 print(json.dumps(missing))
@@ -90,7 +90,7 @@ def test_without_packages_and_with_a_real_extension(tmp_path):
         + f"""
 for name in ('mmcv', 'mmengine', 'mmseg', 'mmpretrain'):
     sys.modules[name] = None
-compat.install()
+mmengine_loader.install()
 found = [type(sys.meta_path[-1]).__name__]
 for folder in ('pure', 'full'):
     sys.path.insert(0, {str(tmp_path)!r} + '/' + folder)
@@ -143,7 +143,7 @@ def test_tools_that_walk_over_modules_are_not_fooled():
     assert hasattr(module, 'any_operator')
     assert module.any_operator is module.any_operator
     assert module.__spec__ is not None
-    assert importlib.util.find_spec('mmcv._ext').origin == 'mmseg_repvgg.extension'
+    assert importlib.util.find_spec('mmcv._ext').origin == 'mmseg_repvgg.mmcv_stub'
     assert importlib.util.find_spec('mmcv.no_such_module') is None
     assert 'mmcv._ext' in repr(module)
 
@@ -252,12 +252,12 @@ def test_resumed_training_equals_uninterrupted_training(trained, tmp_path):
 
 def test_before_torch_2_6_mmengine_reads_as_it_does(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', {'': checkpoint.load_from_local})
-    monkeypatch.setattr(compat, 'CAN_STAND_IN', False)
-    compat.read_checkpoints_safely()
+    monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', False)
+    mmengine_loader.read_checkpoints_safely()
     assert CheckpointLoader._schemes == {'': checkpoint.load_from_local}
-    monkeypatch.setattr(compat, 'CAN_STAND_IN', True)
-    compat.read_checkpoints_safely()
-    assert CheckpointLoader._schemes[''] is compat.load_from_local
+    monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', True)
+    mmengine_loader.read_checkpoints_safely()
+    assert CheckpointLoader._schemes[''] is mmengine_loader.load_from_local
 
 
 def test_weights_load_into_a_model(trained):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 
-from mmseg_repvgg import compat
-from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError
+from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError, mmengine_loader
 from tests.checkpoint import payloads
 
 
@@ -112,7 +111,7 @@ def test_one_process_of_each_machine_downloads(
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     if local_rank is not None:
         monkeypatch.setenv('LOCAL_RANK', local_rank)
-    read = compat.load_from_http(f'{url}/x.pth', 'cpu', model_dir=str(tmp_path))
+    read = mmengine_loader.load_from_http(f'{url}/x.pth', 'cpu', model_dir=str(tmp_path))
     assert 'state_dict' in read
     assert at_barrier == [requested_before]
     assert len(requests) == requested_before
@@ -124,5 +123,5 @@ def test_nobody_waits_for_a_failed_download(web, tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.dist.get_dist_info', lambda: (0, 2))
     monkeypatch.setattr(torch.distributed, 'barrier', lambda: at_barrier.append(True))
     with pytest.raises(CheckpointError):
-        compat.load_from_http(f'{url}/none.pth', model_dir=str(tmp_path))
+        mmengine_loader.load_from_http(f'{url}/none.pth', model_dir=str(tmp_path))
     assert at_barrier == [True]

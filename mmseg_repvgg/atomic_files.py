@@ -1,4 +1,4 @@
-"""Writing files: each is whole or not there at all."""
+"""Writing files: each is complete or not there at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def temporary_folder(folder: Path) -> str:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path in the same folder, which becomes ``path`` if the block ends well.
 
     The temporary name starts with a dot, so that no scan for images or labels takes it for one, and

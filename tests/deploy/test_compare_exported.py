@@ -3,7 +3,7 @@
 import pytest
 
 from mmseg_repvgg.checkpoint import write_checkpoint
-from mmseg_repvgg.deploy.agreement import compare_exported
+from mmseg_repvgg.deploy.compare_exported import compare_exported
 from mmseg_repvgg.deploy.export import Options, export
 
 SIZE = (49, 70)

@@ -1,0 +1,11 @@
+"""Optional CPU speed-ups, chosen by name as the rewrites of :mod:`mmseg_repvgg.reparam` are.
+
+Each swaps the classes of modules of a model; names of parameters stay.
+"""
+
+from mmseg_repvgg.accel.winograd import use_winograd
+from mmseg_repvgg.reparam.rewrites import REWRITES, Rewrite
+
+REWRITES['winograd'] = Rewrite(use_winograd, '3x3 convs by Winograd', ('cpu',), if_compared=True)
+
+__all__ = ['use_winograd']
