@@ -1,4 +1,4 @@
-"""RepVGG backbones for mmsegmentation; beside mmengine, importing the package registers all."""
+"""RepVGG backbones for mmsegmentation. Importing the package registers them with mmengine."""
 
 from __future__ import annotations
 

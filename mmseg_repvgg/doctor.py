@@ -7,6 +7,7 @@ needed does not work. Everything is imported inside its check, for it may be mis
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import platform
@@ -17,12 +18,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.package_versions import Problem, check_module, install_command, installed, parse
+from mmseg_repvgg.package_versions import (
+    Problem,
+    check_module,
+    explain_missing,
+    family_of,
+    install_command,
+    installed,
+    parse,
+)
 from mmseg_repvgg.version import __version__
 
 PYTHON, TORCH = '3.10', '2.6'
@@ -35,7 +44,7 @@ class Check:
     """Something to try.
 
     ``run`` returns what it found and raises where it does not work; a :class:`Problem` brings the
-    command that mends it, for other errors it is ``command``.
+    command that fixes it, for other errors it is ``command``.
     """
 
     name: str
@@ -83,10 +92,10 @@ def check_torch() -> str:
     return found
 
 
-def check_import(module: str, distribution: str) -> str:
+def check_import(module: str, package: str) -> str:
     """A module imports."""
     import_module(module)
-    return version(distribution)
+    return version(package)
 
 
 def check_opencv() -> str:
@@ -102,8 +111,7 @@ def check_mm(module: str, *parts: str) -> str:
     for part in parts:
         import_module(part)
     if module == 'mmcv':
-        extension = find_spec('mmcv._ext')
-        is_lite = extension is None or (extension.origin or '').startswith('mmseg_repvgg.')
+        is_lite = find_spec('mmcv._ext') is None
         text += ', lite: no compiled operators' if is_lite else ', full: with compiled operators'
     return text
 
@@ -168,11 +176,11 @@ def check_reading() -> str:
     raise RuntimeError("mmengine's loader ran what was in a file: our reader is not in place")
 
 
-def check_runtime(module: str, distribution: str) -> str:
+def check_runtime(module: str, package: str) -> str:
     """A runtime for exported models imports."""
     if find_spec(module) is None:
-        raise Absent(f'{distribution} is not installed (optional)', f'pip install {distribution}')
-    return check_import(module, distribution)
+        raise Absent(f'{package} is not installed (optional)', f'pip install {package}')
+    return check_import(module, package)
 
 
 def check_cuda() -> str:
@@ -193,8 +201,15 @@ def _reinstall(*names: str) -> str:
 
 
 def _own() -> str:
+    """Reinstall this package, from the checkout or from where pip took it."""
     checkout = Path(__file__).resolve().parents[1]
-    return _reinstall('--no-deps', str(checkout) if _is_checkout(checkout) else 'mmseg-repvgg')
+    if _is_checkout(checkout):
+        return _reinstall('--no-deps', str(checkout))
+    try:
+        source = distribution('mmseg-repvgg').read_text('direct_url.json')
+    except PackageNotFoundError:
+        source = None
+    return _reinstall('--no-deps', json.loads(source)['url'] if source else 'mmseg-repvgg')
 
 
 def _is_checkout(folder: Path) -> bool:
@@ -204,9 +219,9 @@ def _is_checkout(folder: Path) -> bool:
 def _mm(module: str, *after: str, parts: tuple[str, ...], needed: bool = True) -> Check:
     """The check of one of OpenMMLab's packages: the distribution, and that ``parts`` import."""
     given = installed()[module]
-    again = _reinstall('--no-deps', *(given or [module]))
-    if 'mmcv' in given:  # its operators were built for another PyTorch; the lite one has none
-        again = install_command('mmcv', given, 'openmmlab')
+    again = _reinstall('--no-deps', *given)
+    if not given or 'mmcv' in given:  # its operators were built for another PyTorch
+        again = install_command(module, given, family_of(installed()))
     return Check(module, partial(check_mm, module, *parts), again, after, needed)
 
 
@@ -267,8 +282,8 @@ def _try(check: Check) -> Result:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and '.' not in missing:  # a dependency, not a file lost from a package
-            name = dict(cv2='opencv-python', PIL='pillow').get(missing, missing)
-            return Result(check, 'FAIL', f'{name} is not installed', f'pip install {name}')
+            text, command = explain_missing(missing)
+            return Result(check, 'FAIL', text, command or check.command)
         text = ' '.join(f'{type(error).__name__}: {error}'.split())
         return Result(check, 'FAIL', text, check.command)
 

@@ -1,77 +1,85 @@
-"""A stand-in for mmcv's compiled operators where they are absent; imports nothing heavy."""
+"""Lets ``mmcv.ops`` import where mmcv has no compiled operators; imports nothing heavy.
+
+mmcv 2.1.0 does not compile against current PyTorch (it asks for C++17, PyTorch needs C++20).
+mmcv-lite and the pure onedl-mmcv have no compiled part, and without it ``mmcv.ops`` and with that
+``mmseg.utils`` do not import (mmsegmentation issues 3637, 3729, 3763), although nothing a PSPNet
+runs is compiled.
+
+All of ``mmcv.ops`` gets its operators from one function, ``mmcv.utils.ext_loader.load_ext``. Where
+``mmcv._ext`` is not there, that function gives operators that raise when they are called. Other
+libraries must behave as without this package:
+
+* There is no module ``mmcv._ext``: its import fails, and what asks whether there are operators
+  (``check_ops_exist`` of mmcv, ``mmcv_full_available`` of mmengine) is told that there are none.
+* ``from mmcv.ops import nms`` has to succeed, because mmseg and mmpretrain import such names and do
+  not call them. A library that falls back (``try: from mmcv.ops import nms; nms(...)``, ``except
+  ImportError: from torchvision.ops import nms``) gets from the call the error that the import would
+  have raised: :class:`MissingOperatorError` is a ``ModuleNotFoundError``.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Callable, Iterable
+from multiprocessing import current_process
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
-EXTENSION = 'mmcv._ext'
+EXT_LOADER = 'mmcv.utils.ext_loader'
+"""The module whose ``load_ext`` is replaced."""
 
 
-def install() -> None:
-    """Have the stand-in found; a second call changes nothing."""
-    if not any(isinstance(finder, ExtensionFinder) for finder in sys.meta_path):
-        sys.meta_path.append(ExtensionFinder())
+class MissingOperatorError(ModuleNotFoundError, NotImplementedError):
+    """A compiled operator of mmcv was called, and the installed mmcv has none."""
 
 
-class ExtensionFinder(MetaPathFinder, Loader):
-    """Finds a stand-in for ``mmcv._ext`` where there is no compiled one.
+def replace_load_ext() -> None:
+    """Let ``load_ext`` of mmcv, which is imported, give :func:`missing_operators` if need be."""
+    module: Any = sys.modules[EXT_LOADER]
+    load_ext = module.load_ext
 
-    mmcv 2.1.0 does not compile against current PyTorch (it asks for C++17, PyTorch needs C++20).
-    mmcv-lite and the pure onedl-mmcv have no compiled part, and without it ``mmcv.ops`` and with
-    that ``mmseg.utils`` do not import (mmsegmentation issues 3637, 3729, 3763), although nothing a
-    PSPNet runs is compiled. As the last of ``sys.meta_path`` this is asked only after every real
-    finder has found nothing, so that a compiled extension is always preferred.
+    def load_ext_or_missing(name: str, funcs: Iterable[str]) -> Any:
+        try:
+            return load_ext(name, funcs)
+        except ModuleNotFoundError as error:
+            if error.name != f'mmcv.{name}':
+                raise
+        _import_package_in_spawned_children()
+        return missing_operators(funcs)
+
+    module.load_ext = load_ext_or_missing
+
+
+def missing_operators(names: Iterable[str]) -> SimpleNamespace:
+    """Operators by name that raise :class:`MissingOperatorError` when they are called."""
+    operators = SimpleNamespace(**{name: _missing_operator(name) for name in names})
+    # collect_env of mmcv calls these two and reports what they return
+    operators.get_compiler_version = operators.get_compiling_cuda_version = lambda: 'n/a'
+    return operators
+
+
+def _missing_operator(name: str) -> Callable[..., NoReturn]:
+    def operator(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise MissingOperatorError(
+            f'{name} is a compiled operator of mmcv, and the installed mmcv has none. PSPNet with '
+            'a RepVGG or ResNet backbone does not need it. A model that does needs the full mmcv, '
+            "built for your PyTorch: pip uninstall mmcv-lite, then mim install 'mmcv>=2.0.0,<2.2.0'"
+            ' (in the onedl family: onedl-mmcv built with its operators). '
+            'python -m mmseg_repvgg.doctor shows what is installed',
+            name='mmcv._ext',
+        )
+
+    operator.__name__ = operator.__qualname__ = name
+    return operator
+
+
+def _import_package_in_spawned_children() -> None:
+    """Let child processes that start empty (Windows, macOS) import this package first.
+
+    A worker of a DataLoader unpickles a data set of mmseg, for which ``mmseg.utils`` and with that
+    ``mmcv.ops`` is imported, and fails with "No module named 'mmcv._ext'" if nothing has imported
+    this package. The settings that a process passes on to its children, a private attribute, are
+    unpickled before that.
     """
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Answer for ``mmcv._ext`` only."""
-        return ModuleSpec(fullname, self, origin=__name__) if fullname == EXTENSION else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Make the stand-in."""
-        return MissingExtension(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the module is complete."""
-
-
-class MissingExtension(ModuleType):
-    """Stands for ``mmcv._ext``: every operator is there for import and raises when it is called."""
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        # Names with an underscore are what tools that walk over all modules ask for: __file__,
-        # __path__, __wrapped__. The honest answer is that there are none.
-        if name.startswith('_'):
-            raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
-
-        def operator(*_args: Any, **_kwargs: Any) -> NoReturn:
-            raise NotImplementedError(
-                f'{name} is a compiled operator of mmcv, and the installed mmcv has none. PSPNet '
-                'with a RepVGG or ResNet backbone does not need it. A model that does needs the '
-                'full mmcv, built for your PyTorch: pip uninstall mmcv-lite, then mim install '
-                "'mmcv>=2.0.0,<2.2.0' (in the onedl family: onedl-mmcv built with its operators). "
-                'python -m mmseg_repvgg.doctor says what is installed'
-            )
-
-        operator.__name__ = operator.__qualname__ = name
-        operator.__module__ = self.__name__
-        setattr(self, name, operator)  # the same function the next time
-        return operator
-
-    # What mmcv's own collect_env reports where there are no operators; it calls these two.
-    @staticmethod
-    def get_compiler_version() -> str:
-        """Return 'n/a'."""
-        return 'n/a'
-
-    @staticmethod
-    def get_compiling_cuda_version() -> str:
-        """Return 'n/a'."""
-        return 'n/a'
+    config: dict[str, Any] = getattr(current_process(), '_config', {})
+    config['mmseg_repvgg'] = replace_load_ext  # unpickled by importing this module

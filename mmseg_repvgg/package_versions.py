@@ -6,6 +6,7 @@ Nothing but the standard library is used: this is for environments in which some
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -39,12 +40,24 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 
+PYPI_NAMES = {
+    'PIL': 'pillow',
+    'cv2': 'opencv-python',
+    'google': 'protobuf',
+    'modelindex': 'model-index',
+    'pkg_resources': "'setuptools<81'",
+    'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml',
+}
+"""What pip installs for the modules that the packages here import, where the names differ."""
+
 Providers = Mapping[str, Mapping[str, str]]
 """For each module the distributions that provide it, name and version."""
 
 
 class Problem(Exception):
-    """Something does not work; ``command`` mends it."""
+    """Something does not work; ``command`` fixes it."""
 
     def __init__(self, text: str, command: str) -> None:
         super().__init__(text)
@@ -111,6 +124,33 @@ def install_command(module: str, given: Mapping[str, str], family: str) -> str:
     return f'pip uninstall -y {" ".join(given)} && {command}'
 
 
+def explain_missing(module: str) -> tuple[str, str]:
+    """What to install for a module that is missing.
+
+    Returns:
+        What is missing, and the command; it is empty for a module that no package here needs, whose
+        name on PyPI is not known.
+    """
+    if module in MODULES:
+        return f'{module} is not installed', install_command(module, {}, family_of(installed()))
+    if module in sys.stdlib_module_names:
+        return f'this Python was built without {module}', 'install another build of Python'
+    name = PYPI_NAMES.get(module, module)
+    is_known = name != module or _normalize(module) in _requirements()
+    return f'{name} is not installed', f'pip install {name}' if is_known else ''
+
+
+def _requirements() -> set[str]:
+    """Names of what the installed packages require, and of what this one does."""
+    texts = [text for found in distributions() for text in found.requires or ()]
+    names = [re.match(r'[\w.-]+', text) for text in texts]
+    return {_normalize(name[0]) for name in names if name} | {'torch', 'torchvision', 'numpy'}
+
+
+def _normalize(name: str) -> str:
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
 def parse(version: str) -> tuple[int, ...]:
     """The numbers of a version: '2.2.0rc1+cu118' -> (2, 2, 0). ``packaging`` may be missing."""
     numbers = re.match(r'\d+(\.\d+)*', version)
@@ -120,7 +160,7 @@ def parse(version: str) -> tuple[int, ...]:
 def _providers(module: str) -> dict[str, str]:
     try:
         spec = find_spec(module)
-    except ValueError:  # a stand-in without a spec
+    except ValueError:  # a module put there without a spec
         spec = None
     if spec is None or spec.origin is None:
         return {}

@@ -1,24 +1,14 @@
-"""Registering what the package brings, at once or as soon as mmengine is imported.
+"""Registers what the package adds to mmengine, at once or as soon as mmengine is imported.
 
 Training imports mmengine, and ``import mmseg_repvgg`` must then register the backbone, the hooks
-and what :mod:`mmseg_repvgg.checkpoint.mmengine_loader` changes. A service imports
-:mod:`mmseg_repvgg.deploy.segmenter`, and must be able to run where neither PyTorch nor an mm
-package is installed. Both begin with the import of this package, which cannot see what follows, so
-it looks at what is there:
+and the reader of :mod:`mmseg_repvgg.checkpoint.mmengine_loader`. A service imports
+:mod:`mmseg_repvgg.deploy.segmenter`, and must run where neither PyTorch nor an mm package is
+installed. So the package imports nothing itself: where mmengine is imported already (by a config's
+``custom_imports``, by ``import mmseg`` before this package) it registers at once, else when the
+import of mmengine ends.
 
-* mmengine is imported already (the config's ``custom_imports``, ``import mmseg`` before this
-  package): register at once; an error ends the import.
-* It is not: a finder at the front of ``sys.meta_path`` waits for it. If mmengine never comes,
-  nothing happens.
-
-The finder registers when the outermost import of mmengine, mmcv or a module of this package ends,
-rather than right after mmengine: ``import mmcv`` imports mmengine in its middle, and so do our own
-modules, and what is half imported cannot be built upon. Only the stand-in for ``mmcv._ext`` cannot
-wait for that end, and needs nothing: it is there from the start.
-
-Two designs would be simpler. mmengine's registries import their modules on the first lookup, but
-the root ones, where we register, have no public way to be given any. An environment variable that
-switches registration off would be forgotten.
+mmengine offers no way to do the latter: the root registries, where names are found from every
+scope, have no import locations, and there are no entry points.
 """
 
 from __future__ import annotations
@@ -26,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -34,20 +24,22 @@ from typing import Any
 
 from mmseg_repvgg import mmcv_stub
 
-PACKAGE = 'mmseg_repvgg'
-
 
 def install() -> None:
     """Register now if mmengine is imported, else when it is; a second call changes nothing.
 
     Raises:
-        ImportError: If mmengine is imported, and a package needed beside it is not installed.
+        ImportError: If mmengine is imported, and another package that is needed is not installed.
     """
-    mmcv_stub.install()
+    if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
+        actions: dict[str, Callable[[], None]] = {'mmengine': _register_or_warn}
+        if mmcv_stub.EXT_LOADER in sys.modules:
+            mmcv_stub.replace_load_ext()
+        else:
+            actions[mmcv_stub.EXT_LOADER] = mmcv_stub.replace_load_ext
+        sys.meta_path.insert(0, AfterImport(actions))
     if 'mmengine' in sys.modules:
         register()
-    elif not any(isinstance(finder, Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Watch())
 
 
 def register() -> None:
@@ -61,62 +53,56 @@ def register() -> None:
 
         mmengine_loader.install()
         for name in ('models', 'accel', 'engine'):
-            importlib.import_module(f'{PACKAGE}.{name}')
+            importlib.import_module(f'mmseg_repvgg.{name}')
     except ImportError as error:
-        text = f'{error}. python -m mmseg_repvgg.doctor says what mends it'
+        text = f'{error}. python -m mmseg_repvgg.doctor shows the fix'
         raise type(error)(text, name=error.name, path=error.path) from error
 
 
-class Watch(MetaPathFinder):
-    """Finds what the other finders find, and registers at the end of the import; see above."""
+def _register_or_warn() -> None:
+    """Register. Who imports mmengine for another purpose may have no mmcv, and goes on."""
+    try:
+        register()
+    except ImportError as error:
+        text = f'mmseg_repvgg has registered nothing with mmengine: {error}'
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    def __init__(self) -> None:
-        self.running: set[str] = set()  # names of the modules being executed, in all threads
-        self.has_mmengine = False
+
+class AfterImport(MetaPathFinder):
+    """Calls a function at the end of the first import of a module.
+
+    Args:
+        actions: The functions, by the full name of the module.
+    """
+
+    def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
+        self.actions = actions
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Take the spec that another finder has and make it report its execution."""
-        if fullname not in ('mmengine', 'mmcv') and not fullname.startswith(f'{PACKAGE}.'):
+        """Take the spec that another finder has, and wrap ``exec_module`` of its loader."""
+        if fullname not in self.actions:
             return None
         for finder in sys.meta_path:
             if finder is not self and hasattr(finder, 'find_spec'):
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None:
                     if hasattr(spec.loader, 'exec_module'):  # not so for a folder without __init__
-                        self._watch(spec)
+                        self._wrap(spec)
                     return spec
         return None
 
-    def _watch(self, spec: ModuleSpec) -> None:
-        """Wrap ``exec_module`` on the loader itself: another one would hide what tools ask for."""
+    def _wrap(self, spec: ModuleSpec) -> None:
+        """Replace the method of the loader, for tools ask for its class and attributes."""
         loader: Any = spec.loader
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             loader.exec_module = execute
-            self.running.add(spec.name)
-            try:
-                execute(module)
-                self.has_mmengine |= spec.name == 'mmengine'
-            finally:
-                self.running.discard(spec.name)
-                if self.has_mmengine and not self.running:
-                    self._register()
+            execute(module)
+            action = self.actions.pop(spec.name, None)
+            if action is not None:
+                action()
 
         loader.exec_module = exec_module
-
-    def _register(self) -> None:
-        """Stop watching and register.
-
-        Whoever imports mmengine for its own sake beside a Segmenter may have no mmcv: that import
-        must not fail because of us.
-        """
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-            try:
-                register()
-            except ImportError as error:
-                text = f'mmseg_repvgg has registered nothing with mmengine: {error}'
-                warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -189,6 +189,14 @@ def failing(error):
             'opencv-python is not installed',
             'pip install opencv-python',
         ),
+        (ModuleNotFoundError('', name='yaml'), 'FAIL', 'pyyaml is not', 'pip install pyyaml'),
+        (ModuleNotFoundError('', name='no_package'), 'FAIL', 'no_package is not installed', 0),
+        (
+            ModuleNotFoundError('', name='_bz2'),
+            'FAIL',
+            'this Python was built without _bz2',
+            'install another build of Python',
+        ),
         (ModuleNotFoundError("No module named 'a.b'", name='a.b'), 'FAIL', "module named 'a.b'", 0),
         (ImportError('libGL.so.1: cannot open'), 'FAIL', 'ImportError: libGL.so.1', 0),
         (SystemExit(3), 'FAIL', 'SystemExit: 3', 0),
@@ -322,8 +330,30 @@ def test_a_reader_that_runs_code_is_noticed(monkeypatch):
     assert "mmengine's loader ran what was in a file" in result_of('reading').text
 
 
+@pytest.mark.parametrize('module', MODULES)
+def test_the_command_for_a_module_names_its_distribution(monkeypatch, family, module):
+    """PyPI has packages named mmseg and mmpretrain, too; the first is of somebody else."""
+    found = {**(ONEDL if family == 'onedl' else OPENMMLAB), module: {}}
+    for place in (doctor, package_versions):
+        monkeypatch.setattr(place, 'installed', lambda: found)
+    wanted = dict(ONEDL if family == 'onedl' else OPENMMLAB)[module]
+    (name,) = wanted
+    result = only(failing(ModuleNotFoundError('', name=module)))
+    assert result.command.startswith(f"pip install '{name}>=")
+    assert doctor._mm(module, parts=()).command.startswith(f"pip install '{name}>=")
+
+
+def test_reinstalling_where_there_is_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, '_is_checkout', lambda folder: False)
+    fake_package(tmp_path, 'mmseg_repvgg', 'mmseg-repvgg', '9.0')
+    url = 'https://example.org/mmseg-repvgg.zip'
+    (tmp_path / 'mmseg_repvgg-9.0.dist-info' / 'direct_url.json').write_text(f'{{"url": "{url}"}}')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor._own() == f'pip install --force-reinstall --no-deps {url}'
+
+
 def test_operators_built_for_another_pytorch(tmp_path, monkeypatch):
-    """The stand-in does not hide a compiled extension that does not load; the lite mmcv mends."""
+    """A compiled extension that does not load is shown; the lite mmcv has none."""
     monkeypatch.setattr(doctor, 'installed', lambda: {**OPENMMLAB, 'mmcv': {'mmcv': '2.1.0'}})
     monkeypatch.setattr(doctor, 'import_module', failing_import('mmcv.ops', 'undefined symbol'))
     result = result_of('mmcv')

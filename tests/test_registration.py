@@ -9,16 +9,16 @@ REPORT = """
 import json, sys
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import CheckpointLoader
-from mmseg_repvgg.registration import Watch
+from mmseg_repvgg.registration import AfterImport
 print(json.dumps([
     'DilatedRepVGG' in MODELS.module_dict,
     'DeployedModel' in MODELS.module_dict,
     'RepVGGDeployHook' in HOOKS.module_dict,
     CheckpointLoader._schemes[''].__module__,
-    any(isinstance(finder, Watch) for finder in sys.meta_path),
+    sum(type(finder) is AfterImport for finder in sys.meta_path),
 ]))
 """
-REGISTERED = [True, True, True, 'mmseg_repvgg.checkpoint.mmengine_loader', False]
+REGISTERED = [True, True, True, 'mmseg_repvgg.checkpoint.mmengine_loader', 1]
 
 
 def run(code, *options):
@@ -53,14 +53,20 @@ except ImportError:
 else:
     raise AssertionError('it should have failed')
 """,
-    'in a thread beside another': """
+    'in a thread': """
 import importlib, threading, mmseg_repvgg
-threads = [threading.Thread(target=importlib.import_module, args=[name])
-           for name in ('mmcv', 'mmengine', 'mmseg_repvgg.models', 'mmseg')]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+thread = threading.Thread(target=importlib.import_module, args=['mmseg'])
+thread.start()
+thread.join()
+""",
+    'after a look for it': 'import importlib.util, mmseg_repvgg; importlib.util.find_spec("mmengine")',
+    'after a failure': """
+import sys, mmseg_repvgg
+sys.modules['mmengine.utils'] = None
+try:
+    import mmengine
+except ImportError:
+    del sys.modules['mmengine.utils']
 """,
 }
 
@@ -83,16 +89,16 @@ for order, code in {ORDERS!r}.items():
     assert dict(zip(ORDERS, found, strict=True)) == dict.fromkeys(ORDERS, REGISTERED)
 
 
-def test_registers_once_and_upon_nothing_half_imported(tmp_path):
-    """With packages made up for it: what is complete when register() is called."""
-    (tmp_path / 'mmengine.py').touch()
-    (tmp_path / 'mmcv.py').write_text('import mmengine\ncomplete = True')
+def test_registers_once(tmp_path):
+    """With packages made up for it: how often register() is called, and when."""
+    (tmp_path / 'mmengine.py').write_text('complete = True')
+    (tmp_path / 'mmcv.py').write_text('import mmengine')
     code = """
 import json, sys
 sys.path.insert(0, FOLDER)
 from mmseg_repvgg import registration
 calls = []
-registration.register = lambda: calls.append(hasattr(sys.modules['mmcv'], 'complete'))
+registration.register = lambda: calls.append(hasattr(sys.modules['mmengine'], 'complete'))
 import mmcv
 import mmengine, mmseg_repvgg.version
 print(json.dumps(calls))
@@ -154,7 +160,7 @@ print(json.dumps([loader, hasattr(mmseg_repvgg, 'nothing'), *texts]))
     assert 'mmcv' in warning
     assert 'mmcv' in error
     for text in (warning, error):
-        assert text.endswith('. python -m mmseg_repvgg.doctor says what mends it')
+        assert text.endswith('. python -m mmseg_repvgg.doctor shows the fix')
 
 
 def test_what_a_service_imports_is_light():

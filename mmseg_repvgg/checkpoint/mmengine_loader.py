@@ -1,12 +1,6 @@
-"""What OpenMMLab's packages lack to run on current PyTorch, each piece with its reason.
-
-Two families provide ``mmengine``, ``mmcv``, ``mmseg`` and ``mmpretrain``: OpenMMLab's own and the
-maintained ``onedl-`` forks. Both are served, neither is needed: where a package is absent, its
-piece does nothing.
-"""
+"""Has mmengine read checkpoints by the reader of this package."""
 
 import http.client
-import importlib.util
 import os
 import urllib.parse
 from pathlib import Path
@@ -14,25 +8,12 @@ from typing import Any
 
 import torch
 
-from mmseg_repvgg import mmcv_stub
 from mmseg_repvgg.checkpoint.errors import CheckpointError
 from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
 
 
 def install() -> None:
-    """Put everything in place; a second call changes nothing.
-
-    * ``mmcv.ops`` imports without the compiled ``mmcv._ext``: see :mod:`mmseg_repvgg.mmcv_stub`.
-    * mmengine reads checkpoints by :func:`mmseg_repvgg.checkpoint.read_checkpoint`: see
-      :func:`read_checkpoints_safely`.
-    """
-    mmcv_stub.install()
-    if importlib.util.find_spec('mmengine') is not None:
-        read_checkpoints_safely()
-
-
-def read_checkpoints_safely() -> None:
     """Have mmengine read checkpoints from disk and from the web by our reader.
 
     mmengine 0.10.7 fails on its own training checkpoints with torch >= 2.6 (mmengine issue 1655),

@@ -1,163 +1,23 @@
-"""The packages of both families run on current PyTorch, and mmengine reads checkpoints safely."""
+"""mmengine reads checkpoints safely, those of its own trainings included."""
 
 import contextlib
-import doctest
-import importlib.util
-import inspect
-import json
-import os
 import pickle
-import pkgutil
-import subprocess
 import sys
 
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
-from torch.nn import functional
 
-from mmseg_repvgg import mmcv_stub
 from mmseg_repvgg.checkpoint import UnsafeCheckpointError, mmengine_loader, read_checkpoint
 from tests.checkpoint import payloads
-
-compiled = importlib.util.find_spec('mmcv._ext')
-without_compiled = pytest.mark.skipif(
-    compiled is None or compiled.origin != mmcv_stub.__name__, reason='this mmcv has its operators'
-)
-
-
-# compat alone, without what the package itself imports.
-ALONE = f"""
-import importlib, json, sys
-package = sys.modules['mmseg_repvgg'] = type(sys)('mmseg_repvgg')
-package.__path__ = [{os.path.dirname(mmengine_loader.__file__)!r}]
-from mmseg_repvgg.checkpoint import mmengine_loader
-"""
-
-
-def run(code):
-    """Run Python code in a process of its own; return what it prints last, read as JSON."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_install_twice_is_install_once():
     finders, schemes = list(sys.meta_path), dict(CheckpointLoader._schemes)
     mmengine_loader.install()
     assert sys.meta_path == finders
-    assert isinstance(finders[-1], mmcv_stub.ExtensionFinder) or compiled is not None
-    assert sum(isinstance(finder, mmcv_stub.ExtensionFinder) for finder in finders) == 1
     assert dict(CheckpointLoader._schemes) == schemes
-
-
-# The stand-in for mmcv._ext.
-
-
-@without_compiled
-def test_everything_imports_only_with_the_stand_in():
-    missing = run(
-        ALONE
-        + """
-assert not {'mmcv', 'mmengine'} & set(sys.modules)  # compat alone imports neither
-try:
-    import mmcv.ops
-    missing = None
-except ModuleNotFoundError as error:
-    missing = error.name
-mmengine_loader.install()
-for name in ('mmcv.ops', 'mmseg.utils', 'mmseg.models', 'mmseg.apis', 'mmpretrain.models'):
-    importlib.import_module(name)
-print(json.dumps(missing))
-"""
-    )
-    assert missing == 'mmcv._ext'
-
-
-def test_without_packages_and_with_a_real_extension(tmp_path):
-    for folder in ('pure', 'full'):
-        (tmp_path / folder / 'mmcv').mkdir(parents=True)
-        (tmp_path / folder / 'mmcv' / '__init__.py').touch()
-    (tmp_path / 'full' / 'mmcv' / '_ext.py').touch()
-    found = run(
-        ALONE
-        + f"""
-for name in ('mmcv', 'mmengine', 'mmseg', 'mmpretrain'):
-    sys.modules[name] = None
-mmengine_loader.install()
-found = [type(sys.meta_path[-1]).__name__]
-for folder in ('pure', 'full'):
-    sys.path.insert(0, {str(tmp_path)!r} + '/' + folder)
-    sys.modules.pop('mmcv')
-    sys.modules.pop('mmcv._ext', None)
-    found.append(getattr(importlib.import_module('mmcv._ext'), '__file__', None))
-print(json.dumps(found))
-"""
-    )
-    assert found == ['ExtensionFinder', None, str(tmp_path / 'full' / 'mmcv' / '_ext.py')]
-
-
-@without_compiled
-def test_operators_raise_when_called():
-    from mmcv.ops import nms
-
-    with pytest.raises(NotImplementedError, match=r'nms is a compiled operator.*full mmcv'):
-        nms(torch.rand(2, 4), torch.rand(2), 0.5)
-
-
-@without_compiled
-def test_pure_parts_of_mmcv_ops_work():
-    from mmcv.ops import point_sample
-
-    image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    points = torch.tensor([[[0.5, 0.5], [0.125, 0.5], [0.75, 1 / 3]]])  # x, y as fractions
-    # Pixel centres are at (x + 0.5) / 4 and (y + 0.5) / 3, so these points are at the pixels
-    # (1.5, 1), (0, 1) and (2.5, 0.5), of value 4 y + x.
-    torch.testing.assert_close(point_sample(image, points), torch.tensor([[[5.5, 4.0, 4.5]]]))
-    expected = functional.grid_sample(image, 2 * points[:, None] - 1, align_corners=False)
-    torch.testing.assert_close(point_sample(image, points), expected[:, :, 0])
-
-
-@without_compiled
-def test_mmcv_reports_its_environment():
-    """Its collect_env calls two functions of the extension whenever mmcv.ops imports."""
-    from mmcv.utils import collect_env
-
-    environment = collect_env()
-    assert environment['MMCV Compiler'] == environment['MMCV CUDA Compiler'] == 'n/a'
-
-
-@without_compiled
-def test_tools_that_walk_over_modules_are_not_fooled():
-    import mmcv.ops  # noqa: F401
-
-    module = sys.modules['mmcv._ext']
-    for name in ('__file__', '__path__', '__wrapped__', '__all__', '__version__', '_private'):
-        assert not hasattr(module, name), name
-    assert hasattr(module, 'any_operator')
-    assert module.any_operator is module.any_operator
-    assert module.__spec__ is not None
-    assert importlib.util.find_spec('mmcv._ext').origin == 'mmseg_repvgg.mmcv_stub'
-    assert importlib.util.find_spec('mmcv.no_such_module') is None
-    assert 'mmcv._ext' in repr(module)
-
-    assert pickle.whichmodule(ALONE, 'ALONE') == __name__  # looks through all modules
-    inspect.getmodule(compile('', 'nowhere', 'exec'))  # so does this
-    assert doctest.DocTestFinder().find(module) == []
-    assert inspect.unwrap(module.any_operator) is module.any_operator
-    if sys.version_info < (3, 14):
-        assert pkgutil.find_loader('mmcv._ext') is not None  # mmcv's check_ops_exist
-    compiled_sum = torch.compile(lambda x: x + 1, backend='eager')
-    assert compiled_sum(torch.ones(1)) == 2
-
-
-# Checkpoints read by mmengine.
 
 
 class Model(BaseModel):
@@ -253,10 +113,10 @@ def test_resumed_training_equals_uninterrupted_training(trained, tmp_path):
 def test_before_torch_2_6_mmengine_reads_as_it_does(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', {'': checkpoint.load_from_local})
     monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', False)
-    mmengine_loader.read_checkpoints_safely()
+    mmengine_loader.install()
     assert CheckpointLoader._schemes == {'': checkpoint.load_from_local}
     monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', True)
-    mmengine_loader.read_checkpoints_safely()
+    mmengine_loader.install()
     assert CheckpointLoader._schemes[''] is mmengine_loader.load_from_local
 
 
