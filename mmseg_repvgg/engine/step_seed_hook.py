@@ -31,12 +31,13 @@ class StepSeedHook(Hook):
         """Set the data of an iteration-based training that is resumed to its iteration."""
         loop: Any = runner.train_loop
         iterator = getattr(loop, 'dataloader_iterator', None)
-        sampler = getattr(loop.dataloader, 'sampler', None)
-        if iterator is None or not loop.iter or not isinstance(sampler, SeededSampler):
+        loader = loop.dataloader
+        sampler = getattr(loader, 'sampler', None)
+        if iterator is None or not loop.iter or isinstance(iterator, _AtStep):
             return
-        if not hasattr(iterator, 'skip_iter'):  # where it is, the loop calls the sampler's skip
-            sampler.skip(loop.iter * loop.dataloader.batch_size)
-            loop.dataloader_iterator = _Advanced(type(iterator)(loop.dataloader), loop.iter)
+        if isinstance(sampler, SeededSampler):
+            sampler.skip_batches(loop.iter, loader.batch_size, loader.drop_last)
+            loop.dataloader_iterator = _AtStep(type(iterator)(loader), loop.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed Python, numpy and torch."""
@@ -48,13 +49,16 @@ class StepSeedHook(Hook):
         torch.manual_seed(seed)  # of all devices
 
 
-class _Advanced:
-    """An iterator that stands where a loop means to bring it by ``steps`` steps."""
+class _AtStep:
+    """An iterator that stands at a step already: the loop's own way to bring it there does nothing.
+
+    That way is ``steps`` calls of ``next`` (mmengine), or one of ``skip_iter`` (onedl-mmengine).
+    """
 
     def __init__(self, iterator: Any, steps: int) -> None:
         self.iterator, self.steps = iterator, steps
 
-    def __iter__(self) -> _Advanced:
+    def __iter__(self) -> _AtStep:
         return self
 
     def __next__(self) -> Any:
@@ -62,3 +66,7 @@ class _Advanced:
             self.steps -= 1
             return None
         return next(self.iterator)
+
+    def skip_iter(self, steps: int) -> None:
+        """Forget the steps."""
+        self.steps = 0
