@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.benchmark.dropin import CURATED, OURS
-from mmseg_repvgg.checkpoint.published import PUBLISHED
+from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 from mmseg_repvgg.swap_backbone import swap_backbone
 from mmseg_repvgg.swap_backbone.bases import find_config
 from tests.swap_backbone.families import SIZE, check_fusing, train_one_step

@@ -20,7 +20,7 @@ from torch import nn
 from mmseg_repvgg.accel import winograd
 from mmseg_repvgg.checkpoint import read_checkpoint, state_dict_of, write_checkpoint
 from mmseg_repvgg.checkpoint.loading import load_backbone
-from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
+from mmseg_repvgg.checkpoint.names import SCHEMES, scheme_of, translate
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.models.arch import ARCHS
 from mmseg_repvgg.reparam import REWRITES, apply_rewrites, compare, deployed_copy

@@ -16,7 +16,6 @@ from mmseg_repvgg import doctor
 from mmseg_repvgg.accel import winograd
 from mmseg_repvgg.benchmark import execution
 from mmseg_repvgg.benchmark import run as benchmark
-from mmseg_repvgg.checkpoint import reading
 from mmseg_repvgg.deploy import formats, runtimes, verify
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.mmcv_stub import missing_operators
@@ -143,11 +142,6 @@ def no_gpu(folder, monkeypatch):
     launch._check_amp(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper'))))
 
 
-def no_new_pytorch(folder, monkeypatch):
-    monkeypatch.setattr(reading, 'CAN_STAND_IN', False)
-    raise reading._unsafe(folder / 'x.pth', 'HistoryBuffer')
-
-
 def no_nnpack(folder, monkeypatch):
     monkeypatch.setattr(winograd, 'is_available', lambda: False)
     winograd.use_winograd(nn.Conv2d(4, 4, 3, padding=1))
@@ -163,7 +157,6 @@ def no_nnpack(folder, monkeypatch):
         no_writer,
         no_operator,
         no_gpu,
-        no_new_pytorch,
         no_nnpack,
     ],
 )

@@ -3,8 +3,9 @@
 import argparse
 
 from mmseg_repvgg.checkpoint.convert import convert_weights
-from mmseg_repvgg.checkpoint.naming import SCHEMES
+from mmseg_repvgg.checkpoint.names import SCHEMES
 from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.models import arch as arch  # its table names the architecture in the stamp
 
 
 def main() -> None:

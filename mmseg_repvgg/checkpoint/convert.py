@@ -8,14 +8,9 @@ from pathlib import Path
 from safetensors.torch import save
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
-from mmseg_repvgg.checkpoint.reading import (
-    CheckpointError,
-    read_checkpoint,
-    state_dict_of,
-    write_checkpoint,
-)
-from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
+from mmseg_repvgg.checkpoint.names import SCHEMES, scheme_of, translate
+from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
+from mmseg_repvgg.checkpoint.writing import STAMP, make_stamp, write_checkpoint
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -27,8 +22,8 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
         source: A checkpoint with RepVGG weights, in training or fused form, in any scheme.
         out: The file to write, ``.pth`` or ``.safetensors``. A ``.pth`` holds the weights under
             ``state_dict``, where mmengine, timm and the official code look, and a stamp
-            (:mod:`mmseg_repvgg.checkpoint.stamp`) under ``meta``; a ``.safetensors`` holds the
-            stamp in its header.
+            (:func:`mmseg_repvgg.checkpoint.writing.make_stamp`) under ``meta``; a
+            ``.safetensors`` holds the stamp in its header.
         to: ``ours`` (which is mmpretrain's too), ``official`` or ``timm``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Loading a state dict into a model, or saying exactly why it does not fit."""
+"""Loading a state dict into a model, fused or not, or saying exactly why it does not fit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmseg_repvgg.checkpoint.errors import CheckpointError
-from mmseg_repvgg.checkpoint.fuse_on_load import fused_state
-from mmseg_repvgg.checkpoint.identity import explain
-from mmseg_repvgg.checkpoint.naming import BACKBONE, SCHEMES, scheme_of, translate
+from mmseg_repvgg.checkpoint.names import (
+    BACKBONE,
+    SCHEMES,
+    explain,
+    scheme_of,
+    translate,
+)
+from mmseg_repvgg.checkpoint.reading import CheckpointError
+from mmseg_repvgg.reparam.rewrites import apply_rewrites
 from mmseg_repvgg.reparam.values import faults
 
 SHOWN = 3
@@ -60,7 +65,7 @@ def check_fit(
 
     Raises:
         CheckpointError: If it is less than required; says what is missing, unexpected or of another
-            shape, what was found and expected, and what mends it.
+            shape, what was found and expected, and the fix.
     """
     own = model.state_dict()
     missing = [n for n in own if n not in state and not n.endswith('num_batches_tracked')]
@@ -112,7 +117,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     """Load the weights of a RepVGG classifier, segmentor or backbone into a backbone.
 
-    Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.naming`, with or without
+    Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.names`, with or without
     ``backbone.``. All of the backbone must be found, and nothing more of its blocks; a fused
     backbone fuses training weights. Weights of heads, and of stages that were not built, are left.
     Variants of the block with the same parameters (``relu_in_branches`` and the full block, for
@@ -170,3 +175,59 @@ def _blocks(names: Iterable[str]) -> set[str]:
 
 def _shown(names: list[str]) -> str:
     return ', '.join(names[:SHOWN]) + ', ...' * (len(names) > SHOWN)
+
+
+def accept_training_weights(model: nn.Module) -> None:
+    """Make ``load_state_dict`` of a fused model, or of a model around it, take training weights.
+
+    Args:
+        model: A fused model. It has ``training_form()``, which builds the same model with branches
+            and without weights, and ``rewrites``, the names of the rewrites that led to it.
+    """
+    model.register_load_state_dict_pre_hook(_fuse_in_place)
+
+
+def fused_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fuse the training weights in a state dict that a fused model is to load.
+
+    Args:
+        model: The model; its parts are those that :func:`accept_training_weights` prepared.
+        state: Tensors by name.
+
+    Returns:
+        What the model loads; ``state`` as it is if it holds no training weights for a fused part.
+
+    Raises:
+        ValueError: As :func:`mmseg_repvgg.reparam.apply_rewrites`.
+    """
+    result = dict(state)
+    for name, module in model.named_modules():
+        if hasattr(module, 'training_form'):
+            _fuse_in_place(module, result, f'{name}.' if name else '')
+    return result
+
+
+def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Replace the training weights below ``prefix`` if they are all there."""
+    if not getattr(model, 'deploy', True):
+        return  # a backbone in training form
+    given = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
+    if _names_without_counters(model) <= set(given):
+        return
+    training = model.training_form()
+    if not _names_without_counters(training) <= set(given):
+        return  # not its training weights either: whoever loads says what does not fit
+    own = training.state_dict()
+    if any(given[name].shape != own[name].shape for name in own if name in given):
+        return
+    training.to(next(iter(given.values())).dtype)
+    training.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+    apply_rewrites(training, model.rewrites)
+    for name in own:
+        state.pop(prefix + name, None)
+    state.update({prefix + name: value for name, value in training.state_dict().items()})
+
+
+def _names_without_counters(model: nn.Module) -> set[str]:
+    """Names of a model's tensors, without the counters that old checkpoints lack."""
+    return {name for name in model.state_dict() if not name.endswith('num_batches_tracked')}

@@ -1,4 +1,4 @@
-"""Has mmengine read checkpoints by the reader of this package."""
+"""Has mmengine read checkpoints by the reader of this package, from disk and from the web."""
 
 import http.client
 import os
@@ -8,9 +8,33 @@ from typing import Any
 
 import torch
 
-from mmseg_repvgg.checkpoint.errors import CheckpointError
-from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
-from mmseg_repvgg.checkpoint.reading import read_checkpoint
+from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
+
+_FOLDER = 'https://download.openmmlab.com/mmclassification/v0/repvgg/'
+_HASHES = {
+    'A0': '60ae8e23',
+    'A1': 'f81bf3df',
+    'A2': 'a8767caf',
+    'B0': '5091ecc7',
+    'B1': 'd17c45e7',
+    'B1g2': 'ae6428fd',
+    'B1g4': 'a7a4aaea',
+    'B2': 'd8b420ef',
+    'B2g4': '0c1990eb',
+    'B3': '927a329a',
+    'B3g4': 'e01cb280',
+}
+
+PUBLISHED = {
+    **{
+        arch: f'{_FOLDER}repvgg-{arch}_8xb32_in1k_20221213-{sha}.pth'
+        for arch, sha in _HASHES.items()
+    },
+    'D2se': f'{_FOLDER}repvgg-D2se_3rdparty_4xb64-autoaug-lbs-mixup-coslr-200e_in1k_'
+    '20210909-cf3139b7.pth',
+}
+"""URL of ImageNet weights by architecture, from configs/repvgg/metafile.yml of mmpretrain; B2g2 and
+B3g2 were not published there."""
 
 
 def install() -> None:
@@ -20,11 +44,8 @@ def install() -> None:
     and runs any code in a pickle that comes from the web; onedl-mmengine runs any code in a pickle
     whatever its source, after a warning. ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` end
     in a download by the module's ``load_from_http``, for which there is no extension point, so that
-    name is replaced. ``s3://``, ``petrel://`` and ``pavi://`` are left as they are. Before torch
-    2.6 nothing is changed: mmengine works there, and our reader could not resume its checkpoints.
+    name is replaced.
     """
-    if not CAN_STAND_IN:
-        return
     from mmengine.runner import checkpoint
 
     register = checkpoint.CheckpointLoader.register_scheme

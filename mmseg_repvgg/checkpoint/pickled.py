@@ -1,163 +1,240 @@
-"""What a pickle inside a checkpoint may name, and what it gets instead.
+"""Unpickles what ``torch.save`` and mmengine write, and runs nothing that is in the file.
 
 mmengine's training checkpoints hold more than tensors: the message hub has ``HistoryBuffer``
-objects, numpy arrays and scalars, and ``HistoryBuffer.min`` and its like, which pickle protocol 2
-writes as a call of ``getattr``. Allowing those names as they are is not safe:
+objects, numpy arrays and scalars, the state of ``OneCycleLR`` a function, meta information a
+``ConfigDict``. Allowing those names as they are is not safe:
 
-* with the real ``getattr`` a pickle walks from ``HistoryBuffer.__init__.__globals__`` to
-  ``os.system`` (torch's own ``_rebuild_from_type_v2`` then calls whatever it found);
+* with the real ``getattr``, by which pickle protocol 2 writes ``HistoryBuffer.min``, a pickle walks
+  from ``HistoryBuffer.__init__.__globals__`` to ``os.system`` (torch's own
+  ``_rebuild_from_type_v2`` then calls whatever it found);
 * ``numpy.dtype.__setstate__`` believes the flags in the file, so a pickle can have numpy follow
-  pointers made of bytes in the file: a crash, or worse.
+  pointers made of bytes in the file: a crash, or worse;
+* ``bytearray(10**12)`` and a tensor larger than its storage take all memory.
 
-So the unpickler of ``torch.load(weights_only=True)`` is given stand-ins under those names. They
-only store what they are handed after checking it; ``resolve`` makes the real objects at the end.
+So a name in a pickle gives an :class:`Allowed`, never the real function or class. A call of it runs
+a function of :mod:`mmseg_repvgg.checkpoint.allowed_names` that checks its arguments. Objects that
+get their state later are placeholders, which :func:`resolve` replaces at the end. PyTorch's list of
+safe names is read, never changed: other threads may use ``torch.load`` meanwhile.
 """
 
-import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from __future__ import annotations
+
+import datetime
+import pickle
+import re
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-# The kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O' (pointers),
-# not 'V' (may contain 'O').
-_PLAIN_KINDS = 'biufcSU'
-_STATISTICS = ('min', 'max', 'mean', 'current')  # the default methods of mmengine's HistoryBuffer
-_LOCK = threading.Lock()
-
-# The first version that takes (object, name) pairs. Before 2.6 only plain weights can be read.
-CAN_STAND_IN = torch.__version__ >= '2.6'
-
 
 class Refused(Exception):
-    """A stand-in was asked for something a checkpoint does not need; the text says what."""
+    """The pickle asks for something that a checkpoint does not need; the text says what."""
 
 
-class _Dtype:
-    """Stands for ``numpy.dtype``: plain numbers and strings only."""
+class Allowed:
+    """A name that a pickle may mention.
 
-    __slots__ = ('numpy',)
-
-    def __init__(self, spec: object, *_align_and_copy: object) -> None:
-        dtype = np.dtype(spec) if type(spec) is str else None
-        if dtype is None or dtype.kind not in _PLAIN_KINDS or dtype.itemsize == 0:
-            raise Refused(f'numpy.dtype({spec!r})')
-        self.numpy = dtype
-
-    def __setstate__(self, state: Any) -> None:
-        # (version, byte order, ...). The rest is fixed by the kind and is not taken from the file.
-        self.numpy = self.numpy.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for ``numpy.ndarray``."""
-
-    __slots__ = ('numpy',)
-
-    def __init__(self) -> None:
-        self.numpy = np.empty(0)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        if type(dtype) is not _Dtype or type(data) is not bytes:
-            raise Refused('numpy.ndarray of objects')
-        if math.prod(shape) * dtype.numpy.itemsize != len(data):
-            raise ValueError(f'{len(data)} bytes for an array of shape {shape}, {dtype.numpy}')
-        view = np.ndarray(shape, dtype.numpy, data, order='F' if fortran else 'C')
-        self.numpy = view.copy('A')
-
-
-class _History:
-    """Stands for ``mmengine.logging.HistoryBuffer``."""
-
-    __slots__ = ('state',)
-
-    def __init__(self) -> None:
-        self.state: Any = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _reconstruct(kind: object, *_shape_and_typecode: object) -> _Array:
-    """Stand for numpy's ``_reconstruct``, which makes an empty array to be filled."""
-    if kind is not _Array:
-        raise Refused(f'an array of type {kind!r}')
-    return _Array()
-
-
-def _scalar(dtype: object, data: object) -> np.generic:
-    """Stand for numpy's ``scalar``."""
-    if type(dtype) is not _Dtype or type(data) is not bytes:
-        raise Refused('numpy scalar of an object')
-    if len(data) != dtype.numpy.itemsize:
-        raise ValueError(f'{len(data)} bytes for a number of type {dtype.numpy}')
-    return np.frombuffer(data, dtype.numpy)[0]
-
-
-def _bytes() -> bytes:
-    """Stand for ``bytes``, which protocol 2 calls without arguments for empty data."""
-    return b''
-
-
-def _getattr(owner: object, name: object) -> str:
-    """Stand for ``getattr``: the names of the statistics of a ``HistoryBuffer``, nothing else.
-
-    The real buffer has these methods already, so not even they are looked up.
+    Args:
+        name: Module and name, with a dot between them.
+        call: What a call of it does; None if it may not be called.
+        value: What it is where it is not called, a class in a dict for example.
     """
-    if owner is not _History or name not in _STATISTICS:
-        raise Refused(f'builtins.getattr(..., {name!r})')
-    return str(name)
+
+    __slots__ = ('call', 'name', 'value')
+
+    def __init__(self, name: str, call: Callable[..., Any] | None = None, value: Any = None):
+        self.name, self.call, self.value = name, call, value
 
 
-# numpy 1 writes numpy.core, numpy 2 numpy._core; both are read under both.
-_STAND_INS: dict[str, Any] = {
-    'builtins.bytes': _bytes,
-    'builtins.getattr': _getattr,
-    'mmengine.logging.history_buffer.HistoryBuffer': _History,
-    'numpy.dtype': _Dtype,
-    'numpy.ndarray': _Array,
-    'numpy.core.multiarray._reconstruct': _reconstruct,
-    'numpy._core.multiarray._reconstruct': _reconstruct,
-    'numpy.core.multiarray.scalar': _scalar,
-    'numpy._core.multiarray.scalar': _scalar,
-}
+class Placeholder:
+    """Holds what a pickle gives to an object, until :func:`resolve` makes the object."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> None:
+        """Take the state."""
+        raise Refused(f'a state for {type(self).__name__}')
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Make the object; ``resolve_part`` resolves what it holds."""
+        raise NotImplementedError
 
 
-def _name(entry: Any) -> str:
-    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+# What may be a key of a dict or in a set: hashing it takes no longer than reading it.
+KEYS = (
+    str, int, float, bool, complex, bytes, type(None), np.generic, PurePath,
+    datetime.date, datetime.time, datetime.timedelta, torch.dtype, torch.device,
+)  # fmt: skip
+MOST_PARTS_OF_A_KEY = 1000
+DICTS, LISTS = (dict, OrderedDict, Counter, defaultdict), (list, deque)
 
 
-@contextmanager
-def stand_ins() -> Iterator[None]:
-    """Give ``torch.load`` the stand-ins, and its own list back afterwards.
+def checked_keys(keys: Iterable[Any]) -> Iterator[Any]:
+    """Refuse keys whose hash may take for ever: tuples of the same tuples, 40 times over.
 
-    What the user has added to torch's list stays allowed, except under the names above: a real
-    ``getattr`` added for another library must not act here.
+    Raises:
+        Refused: Naming the type.
     """
-    if not CAN_STAND_IN:
-        yield
-        return
-    lists = torch.serialization
-    with _LOCK:
-        before = lists.get_safe_globals()
-        lists.clear_safe_globals()
-        try:
-            lists.add_safe_globals([entry for entry in before if _name(entry) not in _STAND_INS])
-            lists.add_safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()])
-            yield
-        finally:
-            lists.clear_safe_globals()
-            lists.add_safe_globals(before)
+    for key in keys:
+        rest, count = [key], 0
+        while rest:
+            part, count = rest.pop(), count + 1
+            if type(part) is tuple and count + len(part) < MOST_PARTS_OF_A_KEY:
+                rest.extend(part)
+            elif not isinstance(part, KEYS):
+                raise Refused(f'a key of type {type(part).__name__}')
+        yield key
+
+
+class Unpickler(pickle._Unpickler):
+    """Unpickles by :class:`Allowed` names only.
+
+    It is pickle's in pure Python: that in C makes room for 2**32 objects if the file says so.
+
+    Args:
+        stream: Where to read. ``read`` must not make room for more bytes than there are.
+        names: What is allowed, by module and name.
+        types: Classes of whose instances a state is set as pickle does it: those allowed by users.
+        load_storage: Gives the storage for its description in the pickle.
+    """
+
+    stack: list[Any]  # of the class above, without types there
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        names: Mapping[str, Any],
+        types: tuple[type, ...] = (),
+        load_storage: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(stream, encoding='utf-8')
+        self.names, self.types, self.load_storage = names, types, load_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a name up; nothing is imported."""
+        module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
+        full = f'{module}.{name}'
+        if full not in self.names:
+            raise Refused(full.removeprefix('builtins.'))
+        return self.names[full]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Give a storage."""
+        if self.load_storage is None or type(pid) is not tuple:
+            raise Refused(f'the object {str(pid)[:40]!r} of another file')
+        return self.load_storage(pid)
+
+    def load_reduce(self) -> None:
+        """Call an allowed function."""
+        args, function = self.stack.pop(), self.stack[-1]
+        if type(function) is not Allowed or function.call is None or type(args) is not tuple:
+            raise Refused(f'a call of {getattr(function, "name", type(function).__name__)}')
+        self.stack[-1] = function.call(*args)
+
+    def load_newobj(self) -> None:
+        """Make an object of an allowed class."""
+        function, args = self.stack[-2:]
+        if type(function) is Allowed and function.value in self.types and type(args) is tuple:
+            self.stack[-2:] = [function.value.__new__(function.value, *args)]
+        else:
+            self.load_reduce()
+
+    def load_build(self) -> None:
+        """Give an object its state."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Placeholder):
+            target.set_state(state)
+        elif type(target) is OrderedDict:  # a module's state dict: load_state_dict looks for this
+            if type(state) is dict and '_metadata' in state:
+                vars(target)['_metadata'] = state['_metadata']
+        elif type(target) in self.types:
+            self.append(state)
+            super().load_build()  # type: ignore[misc]
+        else:
+            raise Refused(f'a state for an object of type {type(target).__name__}')
+
+    def load_append(self) -> None:
+        """Append to a list."""
+        self._extend([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        """Append several objects to a list."""
+        self._extend(self.pop_mark())
+
+    def load_setitem(self) -> None:
+        """Set an item of a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
+
+    def load_setitems(self) -> None:
+        """Set several items of a dict."""
+        self._fill(self.pop_mark())
+
+    def load_additems(self) -> None:
+        """Add objects to a set."""
+        items = self.pop_mark()
+        self._check_target((set,))
+        self.stack[-1].update(checked_keys(items))
+
+    def load_frozenset(self) -> None:
+        """Make a frozenset."""
+        self.append(frozenset(checked_keys(self.pop_mark())))
+
+    def load_others(self) -> None:
+        """Refuse what torch.save never writes."""
+        raise pickle.UnpicklingError('an unknown instruction in the pickle')
+
+    def _extend(self, items: list[Any]) -> None:
+        self._check_target(LISTS)
+        self.stack[-1].extend(items)
+
+    def _fill(self, items: list[Any]) -> None:
+        self._check_target(DICTS)
+        for key, value in zip(checked_keys(items[::2]), items[1::2], strict=True):
+            self.stack[-1][key] = value
+
+    def _check_target(self, kinds: tuple[type, ...]) -> None:
+        kind = type(self.stack[-1])
+        if kind not in kinds and not (kind in self.types and issubclass(kind, kinds)):
+            raise Refused(f'items for an object of type {kind.__name__}')
+
+
+OPERATIONS = re.findall(
+    r'\w+',
+    'proto frame stop mark pop pop_mark dup none true false binint binint1 binint2 long1 long4 '
+    'binfloat binbytes short_binbytes binbytes8 binstring short_binstring binunicode '
+    'short_binunicode binunicode8 tuple tuple1 tuple2 tuple3 empty_tuple empty_list '
+    'empty_dictionary empty_set binget long_binget binput long_binput memoize global stack_global '
+    'binpersid reduce newobj build append appends setitem setitems additems frozenset',
+)
+"""What pickles of protocols 2 to 5 consist of; none of these makes room for what is not there."""
+
+
+def _dispatch() -> dict[int, Callable[[Any], None]]:
+    names = {f'load_{name}' for name in OPERATIONS}
+    found = dict.fromkeys(range(256), Unpickler.load_others)
+    for code, function in pickle._Unpickler.dispatch.items():
+        if function.__name__ in names:
+            found[code] = getattr(Unpickler, function.__name__)
+    return found
+
+
+Unpickler.dispatch = _dispatch()  # type: ignore[assignment]
 
 
 def resolve(node: Any, done: dict[int, Any] | None = None) -> Any:
-    """Replace every stand-in in a tree of dicts, lists and tuples by the real object.
+    """Replace every placeholder in a tree of dicts, lists and tuples by the real object.
 
     Dicts and lists are changed in place; what occurs twice stays one object.
+
+    Raises:
+        Refused: If a function that may only be called is kept as a value.
     """
     done = {} if done is None else done
     if id(node) in done:
@@ -166,29 +243,18 @@ def resolve(node: Any, done: dict[int, Any] | None = None) -> Any:
         done[id(node)] = node
         for key in node:  # not update(): that of a Counter adds
             node[key] = resolve(node[key], done)
-    elif isinstance(node, list):
+    elif isinstance(node, LISTS):
         done[id(node)] = node
-        node[:] = [resolve(value, done) for value in node]
+        for index, value in enumerate(node):
+            node[index] = resolve(value, done)
     elif type(node) is tuple:
         values = tuple(resolve(value, done) for value in node)
         same = all(new is old for new, old in zip(values, node, strict=True))
         done[id(node)] = node if same else values
-    elif isinstance(node, _Array | _Dtype):
-        return node.numpy
-    elif isinstance(node, _History):
-        done[id(node)] = _history_buffer(node.state)
+    elif isinstance(node, Placeholder):
+        done[id(node)] = node.make(lambda part: resolve(part, done))
+    elif type(node) is Allowed:
+        if node.value is None:
+            raise Refused(node.name)
+        return node.value
     return done.get(id(node), node)
-
-
-def _history_buffer(state: Any) -> Any:
-    """Make mmengine's ``HistoryBuffer``, or without mmengine a dict of the same contents."""
-    contents = {
-        'log_history': resolve(state['_log_history']),
-        'count_history': resolve(state['_count_history']),
-        'max_length': int(state['max_length']),
-    }
-    try:
-        from mmengine.logging import HistoryBuffer
-    except ImportError:
-        return contents
-    return HistoryBuffer(**contents)

@@ -1,35 +1,30 @@
-"""Reading weights without running what is in the file, and writing them so that others can."""
+"""Reading checkpoints without running what is in the file, and finding the weights in them."""
 
-import io
+from __future__ import annotations
+
 import os
-import pickle
-import re
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.errors import CheckpointError, UnsafeCheckpointError
-from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN, Refused, resolve, stand_ins
-
-__all__ = [
-    'CheckpointError',
-    'UnsafeCheckpointError',
-    'read_checkpoint',
-    'state_dict_of',
-    'write_checkpoint',
-]
+from mmseg_repvgg.checkpoint import torch_file
+from mmseg_repvgg.checkpoint.pickled import Refused
 
 EXPECTED = 'a checkpoint written by torch.save, or a .safetensors file'
 DOWNLOAD_AGAIN = 'Delete it and download or copy it again'
 WRAPPERS = ('state_dict', 'model', 'ema', 'model_state_dict', 'module', 'params')
 """Keys under which training codes put the state dict, in the order they are looked for."""
-PLAIN = (str, int, float, bool, type(None))
-_BLOCKED = re.compile(r'GLOBAL (\S+) (?:was not an allowed global|whose module)')
+
+
+class CheckpointError(ValueError):
+    """The file cannot be used as a checkpoint; the text says why and what to do."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The file asks for code outside the list of what a checkpoint may hold. None of it was run."""
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> dict[str, Any]:
@@ -61,13 +56,9 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
     if _is_safetensors(file):
         return _read_safetensors(file, map_location)
     try:
-        with stand_ins():
-            loaded = torch.load(file, map_location=map_location, weights_only=True)
-        loaded = resolve(loaded)
+        loaded = torch_file.load(file, map_location)
     except Refused as error:
         raise _unsafe(file, str(error)) from error
-    except pickle.UnpicklingError as error:
-        raise _refusal(file, error) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file can fail in torch, zip or numpy in many ways
@@ -107,28 +98,6 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     while all(name.startswith('module.') for name in tensors):
         tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
     return tensors
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint that ``torch.load(path, weights_only=True)`` reads anywhere.
-
-    The file appears under its name only when it is complete; on failure an older one stays.
-
-    Args:
-        checkpoint: Tensors, str, int, float, bool and None in dicts, lists and tuples.
-        path: The file to write; its folder exists.
-
-    Raises:
-        CheckpointError: If something else is in ``checkpoint``; says where.
-        OSError: If it cannot be written: no such folder, no permission, disk full.
-    """
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'a checkpoint is a dict, not {type(checkpoint).__name__}')
-    _check_plain(checkpoint, 'checkpoint')
-    content = io.BytesIO()  # in memory: torch's zip writer hides why a disk refused
-    torch.save(checkpoint, content)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
 
 
 def _refuse_other_kinds(file: Path) -> None:
@@ -189,31 +158,14 @@ def _read_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
         raise CheckpointError(
             f'map_location={map_location!r} cannot be used for {file}: give a device, as "cpu"'
         )
+    size, length = file.stat().st_size, int.from_bytes(_first_bytes(file, 8), 'little')
+    if size < 8 + length:
+        raise _unreadable(file, torch_file.CutShort(f'{size} bytes, its header has {length}'))
     try:
         return load_file(file, device=str(map_location or 'cpu'))
     except SafetensorError as error:
-        raise _unreadable(file, error) from error
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Raise CheckpointError unless ``torch.load(weights_only=True)`` will read ``value``.
-
-    The types are compared exactly: ``numpy.float64`` is a ``float``, but is pickled as itself.
-    """
-    kind = type(value)
-    if kind in (dict, OrderedDict):
-        for key, item in value.items():
-            if type(key) not in PLAIN:
-                raise CheckpointError(f'{where} has the key {key!r} of type {type(key).__name__}')
-            _check_plain(item, f'{where}[{key!r}]')
-    elif kind in (list, tuple):
-        for index, item in enumerate(value):
-            _check_plain(item, f'{where}[{index}]')
-    elif kind not in (*PLAIN, Tensor, torch.nn.Parameter):
-        raise CheckpointError(
-            f'{where} is of type {kind.__module__}.{kind.__qualname__}, which not every reader '
-            'loads. Allowed are tensors, str, int, float, bool and None in dicts, lists and tuples'
-        )
+        is_cut = 'incomplete' in str(error).lower()
+        raise _unreadable(file, torch_file.CutShort(error) if is_cut else error) from error
 
 
 def _wrong(file: Path, found: str, fix: str) -> CheckpointError:
@@ -221,22 +173,17 @@ def _wrong(file: Path, found: str, fix: str) -> CheckpointError:
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    reason = _first_line(error)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
     if 'map_location' in reason:  # saved from a device that this machine does not have
         return CheckpointError(f"{file} cannot be read as called: {reason}. Use map_location='cpu'")
+    if isinstance(error, EOFError | torch_file.CutShort):
+        return CheckpointError(
+            f'{file} cannot be read, it is not complete: {reason}. {DOWNLOAD_AGAIN}'
+        )
     return CheckpointError(
-        f'{file} cannot be read: {reason}. Expected {EXPECTED}. It may be damaged. {DOWNLOAD_AGAIN}'
+        f'{file} cannot be read: {reason}. Expected {EXPECTED}. Compare it with its source: if '
+        'they differ, copy it again'
     )
-
-
-def _refusal(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    """Tell a pickle that asks for too much from one that is damaged or of a newer protocol."""
-    blocked = _BLOCKED.search(str(error))
-    if blocked is not None:
-        return _unsafe(file, blocked[1])
-    if 'Unsupported operand' in str(error):
-        return _unreadable(file, error)
-    return _unsafe(file, f'more than data ({_first_line(error)})')
 
 
 def _unsafe(file: Path, name: str) -> UnsafeCheckpointError:
@@ -245,19 +192,7 @@ def _unsafe(file: Path, name: str) -> UnsafeCheckpointError:
         'the file is used. Get the weights from a source you trust, as a state dict (not a pickled '
         'model) or as .safetensors. Only if you have read what that name does and want it: allow '
         'it by torch.serialization.add_safe_globals in your own code before reading'
-        + (
-            ''
-            if CAN_STAND_IN
-            else '. Training checkpoints of mmengine need torch >= 2.6: '
-            'see python -m mmseg_repvgg.doctor'
-        )
     )
-
-
-def _first_line(error: Exception) -> str:
-    """Shorten torch's advice, which ends in recommending an unsafe load."""
-    text = str(error).split('WeightsUnpickler error: ')[-1].strip() or type(error).__name__
-    return text.splitlines()[0].rstrip('.')
 
 
 def _shown(names: Any) -> str:

@@ -14,15 +14,10 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmseg_repvgg.atomic_files import atomic_file, make_folder
-from mmseg_repvgg.checkpoint.identity import is_fused
 from mmseg_repvgg.checkpoint.loading import load_strictly
-from mmseg_repvgg.checkpoint.reading import (
-    CheckpointError,
-    read_checkpoint,
-    state_dict_of,
-    write_checkpoint,
-)
-from mmseg_repvgg.checkpoint.stamp import STAMP, make_stamp
+from mmseg_repvgg.checkpoint.names import is_fused
+from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
+from mmseg_repvgg.checkpoint.writing import STAMP, make_stamp, write_checkpoint
 from mmseg_repvgg.checks import check_integer, check_model, check_tolerance
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (

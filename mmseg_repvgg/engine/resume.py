@@ -10,9 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmseg_repvgg.checkpoint.errors import CheckpointError
-from mmseg_repvgg.checkpoint.pickled import CAN_STAND_IN
-from mmseg_repvgg.checkpoint.reading import read_checkpoint
+from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
 
 LAST = 'last_checkpoint'
 """mmengine's file with the path of the checkpoint saved last."""
@@ -59,7 +57,7 @@ def last_complete_checkpoint(cfg: Config) -> str | None:
 
 def seed_of_checkpoint(path: str) -> int | None:
     """The seed of the training that saved a checkpoint; None if it does not say."""
-    meta = read_checkpoint(path).get('meta') if CAN_STAND_IN else None
+    meta = read_checkpoint(path).get('meta')
     seed = meta.get('seed') if isinstance(meta, dict) else None
     return seed if isinstance(seed, int) else None
 
@@ -99,9 +97,8 @@ def _damage(file: Path) -> str:
     """Why a training cannot be resumed from a file, or nothing."""
     lacking = []
     try:
-        if CAN_STAND_IN:  # else only mmengine can read it
-            checkpoint = read_checkpoint(file)
-            lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+        checkpoint = read_checkpoint(file)
+        lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
         with zipfile.ZipFile(file) as archive:  # torch does not look at the check sums
             damaged = archive.testzip()
     except (OSError, ValueError, zipfile.BadZipFile) as error:

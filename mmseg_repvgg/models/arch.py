@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mmseg_repvgg.checkpoint.names import KERNELS_OF_ARCHS
 from mmseg_repvgg.checks import check_sequence, is_integer, is_positive
 
 BASE_CHANNELS = 64
@@ -146,6 +147,7 @@ ARCHS: dict[str, RepVGGArch] = {
         source='github.com/DingXiaoH/RepVGG, README (RepVGG-D2se)',
     ),
 }
+KERNELS_OF_ARCHS.update({name: arch.kernels() for name, arch in ARCHS.items()})
 
 
 def get_arch(arch: str | Mapping[str, Any] | RepVGGArch) -> RepVGGArch:

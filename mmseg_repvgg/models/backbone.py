@@ -12,8 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_repvgg.checkpoint.fuse_on_load import accept_training_weights
-from mmseg_repvgg.checkpoint.loading import load_backbone
+from mmseg_repvgg.checkpoint.loading import accept_training_weights, load_backbone
 from mmseg_repvgg.checkpoint.reading import state_dict_of
 from mmseg_repvgg.checks import check_integer, check_layer_cfg, check_sequence, is_integer
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmseg_repvgg.checkpoint.fuse_on_load import accept_training_weights
+from mmseg_repvgg.checkpoint.loading import accept_training_weights
 from mmseg_repvgg.reparam.rewrites import apply_rewrites
 
 

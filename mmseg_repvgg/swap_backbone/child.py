@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.published import PUBLISHED
+from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.swap_backbone.bases import find_config, load_base, reference

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.checkpoint.loading import load_backbone, load_strictly
-from mmseg_repvgg.checkpoint.naming import SCHEMES, translate
+from mmseg_repvgg.checkpoint.names import SCHEMES, translate
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam import REWRITES, compare

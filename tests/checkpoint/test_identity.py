@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mmseg_repvgg.checkpoint.identity import explain, identify
-from mmseg_repvgg.checkpoint.naming import SCHEMES, translate
+from mmseg_repvgg.checkpoint.names import SCHEMES, explain, identify, translate
 from mmseg_repvgg.models import ARCHS, DilatedRepVGG
 
 

@@ -110,16 +110,6 @@ def test_resumed_training_equals_uninterrupted_training(trained, tmp_path):
     assert not torch.equal(half['state_dict'][weight], final['state_dict'][weight])
 
 
-def test_before_torch_2_6_mmengine_reads_as_it_does(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', {'': checkpoint.load_from_local})
-    monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', False)
-    mmengine_loader.install()
-    assert CheckpointLoader._schemes == {'': checkpoint.load_from_local}
-    monkeypatch.setattr(mmengine_loader, 'CAN_STAND_IN', True)
-    mmengine_loader.install()
-    assert CheckpointLoader._schemes[''] is mmengine_loader.load_from_local
-
-
 def test_weights_load_into_a_model(trained):
     model = Model()
     load_checkpoint(model, str(trained / 'iter_2.pth'), strict=True)

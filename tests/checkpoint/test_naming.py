@@ -5,7 +5,7 @@ import torch
 
 from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.checkpoint.loading import load_backbone
-from mmseg_repvgg.checkpoint.naming import SCHEMES, scheme_of, translate
+from mmseg_repvgg.checkpoint.names import SCHEMES, scheme_of, translate
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.common import TINY, randomise_batchnorms
 

@@ -13,7 +13,6 @@ from mmengine.logging import HistoryBuffer
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError, read_checkpoint
-from mmseg_repvgg.checkpoint.pickled import stand_ins
 from tests.checkpoint import payloads
 
 
@@ -69,7 +68,7 @@ def test_the_error_names_what_was_blocked(tmp_path, harm, named):
 
 
 def test_allowing_the_names_as_they_are_would_not_be_safe(tmp_path):
-    """Control for the stand-ins: torch's own list, with getattr and numpy on it, runs the code."""
+    """Control: torch's own list, with getattr and numpy on it, runs the code."""
     trace = tmp_path / 'trace'
     running = payloads.save(tmp_path / 'a.pth', payloads.by_getattr(trace), 'message_hub')
     pointer = payloads.save(tmp_path / 'b.pth', payloads.by_pointer(trace), 'meta')
@@ -87,9 +86,6 @@ def test_a_getattr_allowed_for_others_does_not_act_here(tmp_path):
     with allowed(*payloads.NAIVE), pytest.raises(UnsafeCheckpointError, match='getattr'):
         read_checkpoint(file)
     assert not trace.exists()
-    with allowed(*payloads.NAIVE, Extra), stand_ins():  # of two entries torch takes either one
-        assert not set(payloads.NAIVE[:5]) & set(get_safe_globals())
-        assert Extra in get_safe_globals()
 
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
@@ -226,7 +222,7 @@ def test_without_mmengine_a_history_is_a_dict(tmp_path, monkeypatch):
     ],
     ids=['dtype', 'structured', 'array', 'method', 'owner', 'scalar'],
 )
-def test_stand_ins_refuse_everything_else(tmp_path, bad):
+def test_placeholders_refuse_everything_else(tmp_path, bad):
     torch.save({'bad': bad}, tmp_path / 'x.pth')
     with pytest.raises(UnsafeCheckpointError):
         read_checkpoint(tmp_path / 'x.pth')
@@ -254,13 +250,3 @@ def test_a_history_in_a_loop_and_in_tuples_of_tuples(tmp_path):
     while isinstance(read['deep'], tuple):
         read['deep'] = read['deep'][-1]
     assert read['deep'].current() == 2.0
-
-
-def test_before_torch_2_6_plain_weights_are_read(tmp_path, monkeypatch):
-    for module in ('pickled', 'reading'):
-        monkeypatch.setattr(f'mmseg_repvgg.checkpoint.{module}.CAN_STAND_IN', False)
-    torch.save({'a': torch.ones(1)}, tmp_path / 'weights.pth')
-    torch.save({'a': torch.ones(1), 'log': payloads.history(1.0)}, tmp_path / 'training.pth')
-    assert read_checkpoint(tmp_path / 'weights.pth').keys() == {'a'}
-    with pytest.raises(UnsafeCheckpointError, match=r'HistoryBuffer.*need torch >= 2\.6'):
-        read_checkpoint(tmp_path / 'training.pth')

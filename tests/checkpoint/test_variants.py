@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from mmseg_repvgg.checkpoint.errors import CheckpointError
-from mmseg_repvgg.checkpoint.identity import is_fused
+from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.checkpoint.loading import load_backbone
-from mmseg_repvgg.checkpoint.naming import translate
+from mmseg_repvgg.checkpoint.names import is_fused, translate
 from mmseg_repvgg.models import VARIANTS, DilatedRepVGG
 from tests.common import TINY
 

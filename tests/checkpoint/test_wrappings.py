@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmseg_repvgg.checkpoint.naming import SCHEMES, translate
+from mmseg_repvgg.checkpoint.names import SCHEMES, translate
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.checkpoint.parity import unfilled
 from tests.checkpoint.wrappings import FORMS, write

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.checkpoint import CheckpointError
-from mmseg_repvgg.checkpoint.naming import translate
+from mmseg_repvgg.checkpoint.names import translate
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam import EquivalenceError, compare

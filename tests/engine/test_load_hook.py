@@ -6,7 +6,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from mmseg_repvgg.checkpoint import CheckpointError
-from mmseg_repvgg.checkpoint.naming import translate
+from mmseg_repvgg.checkpoint.names import translate
 from mmseg_repvgg.engine import LoadCheckHook
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.reparam import deployed_copy

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_repvgg.checkpoint.published import PUBLISHED
+from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 from mmseg_repvgg.reparam import compare
 from mmseg_repvgg.swap_backbone import CannotSwapError, swap_backbone
 from mmseg_repvgg.swap_backbone.bases import find_config, shipped_configs

@@ -1,0 +1,369 @@
+"""The names that a checkpoint may mention, and what a call of each does.
+
+Each function here checks its arguments, for they come from the file; see
+:mod:`mmseg_repvgg.checkpoint.pickled`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import pathlib
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmseg_repvgg.checkpoint.pickled import Allowed, Placeholder, Refused, checked_keys
+
+# The kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O' (pointers),
+# not 'V' (may contain 'O').
+PLAIN_KINDS = 'biufcSU'
+HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
+METHODS = {
+    HISTORY: ('min', 'max', 'mean', 'current'),  # its default statistics
+    ONE_CYCLE: ('_annealing_cos', '_annealing_linear'),
+}
+"""The functions that objects of mmengine keep: parts of a class, by its name."""
+LARGEST_EXPANDED = 2**20
+"""Bytes that a tensor with a stride of 0 may seem to have beyond those of its storage."""
+
+
+class Dtype(Placeholder):
+    """Stands for ``numpy.dtype``: plain numbers and strings only."""
+
+    __slots__ = ('numpy',)
+
+    def __init__(self, spec: object, *_align_and_copy: object) -> None:
+        dtype = np.dtype(spec) if type(spec) is str else None
+        if dtype is None or dtype.kind not in PLAIN_KINDS or dtype.itemsize == 0:
+            raise Refused(f'numpy.dtype({spec!r})')
+        self.numpy = dtype
+
+    def set_state(self, state: Any) -> None:
+        """Take the byte order. The rest is fixed by the kind and is not taken from the file."""
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Give numpy's dtype."""
+        return self.numpy
+
+
+class Array(Placeholder):
+    """Stands for ``numpy.ndarray``."""
+
+    __slots__ = ('numpy',)
+
+    def __init__(self, kind: object, *_shape_and_typecode: object) -> None:
+        if kind is not NAMES['numpy.ndarray']:
+            raise Refused(f'an array of type {getattr(kind, "name", kind)!r}')
+        self.numpy = np.empty(0)
+
+    def set_state(self, state: Any) -> None:
+        """Take shape, dtype and bytes."""
+        _, shape, dtype, fortran, data = state
+        if type(dtype) is not Dtype or type(data) is not bytes:
+            raise Refused('numpy.ndarray of objects')
+        if not all(type(length) is int for length in shape):
+            raise Refused(f'an array of shape {str(shape)[:40]}')
+        if math.prod(shape) * dtype.numpy.itemsize != len(data):
+            raise ValueError(f'{len(data)} bytes for an array of shape {shape}, {dtype.numpy}')
+        view = np.ndarray(shape, dtype.numpy, data, order='F' if fortran else 'C')
+        self.numpy = view.copy('A')
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Give the array."""
+        return self.numpy
+
+
+class History(Placeholder):
+    """Stands for ``mmengine.logging.HistoryBuffer``."""
+
+    __slots__ = ('state',)
+
+    def __init__(self) -> None:
+        self.state: Any = {}
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes."""
+        self.state = state
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Make mmengine's object, or without mmengine a dict of the same contents."""
+        contents = {
+            'log_history': resolve_part(self.state['_log_history']),
+            'count_history': resolve_part(self.state['_count_history']),
+            'max_length': int(self.state['max_length']),
+        }
+        try:
+            from mmengine.logging import HistoryBuffer
+        except ImportError:
+            return contents
+        return HistoryBuffer(**contents)
+
+
+class Method(Placeholder):
+    """Stands for one of :data:`METHODS`; only its name is kept."""
+
+    __slots__ = ('name', 'owner')
+
+    def __init__(self, owner: object, name: object) -> None:
+        full = owner.name if type(owner) is Allowed else ''
+        if type(name) is not str or name not in METHODS.get(full, ()):
+            raise Refused(f'builtins.getattr(..., {name!r})')
+        self.owner, self.name = full, name
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Give the function that OneCycleLR calls; a history has its own, and needs no other."""
+        if self.owner == ONE_CYCLE:
+            try:
+                from mmengine.optim import scheduler
+            except ImportError:
+                return self.name
+            return getattr(scheduler.OneCycleParamScheduler, self.name)
+        return self.name
+
+
+class ConfigDict(Placeholder):
+    """Stands for mmengine's ``ConfigDict``, in a data set's ``metainfo`` for example."""
+
+    __slots__ = ('items',)
+
+    def __init__(self, items: Any = ()) -> None:
+        self.items = _dict(items)
+
+    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
+        """Make mmengine's object, or without mmengine a dict."""
+        items = resolve_part(self.items)
+        try:
+            from mmengine.config import ConfigDict
+        except ImportError:
+            return items
+        return ConfigDict(items)
+
+
+def _scalar(dtype: object, data: object) -> np.generic:
+    """Stand for numpy's ``scalar``."""
+    if type(dtype) is not Dtype or type(data) is not bytes:
+        raise Refused('numpy scalar of an object')
+    if len(data) != dtype.numpy.itemsize:
+        raise ValueError(f'{len(data)} bytes for a number of type {dtype.numpy}')
+    return np.frombuffer(data, dtype.numpy)[0]
+
+
+def _encode(text: object = '', encoding: object = 'latin1') -> bytes:
+    """Stand for ``codecs.encode`` and ``bytes``, as protocol 2 writes bytes."""
+    if type(text) is bytes:
+        return text
+    if type(text) is not str or encoding not in ('latin1', 'latin-1'):
+        raise Refused(f'bytes of {type(text).__name__}')
+    return text.encode('latin1')
+
+
+def _list(items: object = ()) -> list[Any]:
+    if type(items) not in (list, tuple):
+        raise Refused(f'a list of {type(items).__name__}')
+    return list(items)  # type: ignore[call-overload]
+
+
+def _dict(items: object = ()) -> dict[Any, Any]:
+    if isinstance(items, dict):
+        return items
+    pairs = [_list(pair) for pair in _list(items)]
+    return dict(zip(checked_keys(key for key, _ in pairs), (v for _, v in pairs), strict=True))
+
+
+def _defaultdict(factory: object = None) -> defaultdict[Any, Any]:
+    value = factory.value if type(factory) is Allowed else factory
+    if value is not None and value not in PLAIN_TYPES:
+        raise Refused(f'a defaultdict of {getattr(factory, "name", factory)}')
+    return defaultdict(value)
+
+
+def _path(kind: str) -> Callable[..., pathlib.PurePath]:
+    """Paths of another operating system become pure ones."""
+
+    def path(*parts: object) -> pathlib.PurePath:
+        if not all(type(part) is str for part in parts):
+            raise Refused('a path of something else than str')
+        pure = pathlib.PureWindowsPath if 'Windows' in kind else pathlib.PurePosixPath
+        here = type(pathlib.Path())
+        made = here if 'Pure' not in kind and issubclass(here, pure) else pure
+        return made(*parts)  # type: ignore[arg-type]
+
+    return path
+
+
+def _only(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have a class called with arguments of these types only."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: object) -> Any:
+            if not all(isinstance(arg, kinds) for arg in args):
+                raise Refused(f'{function.__name__} of {[type(arg).__name__ for arg in args]}')
+            return function(*args)
+
+        return call
+
+    return wrap
+
+
+# Tensors. A tensor that is larger than its storage would have torch enlarge the storage.
+
+
+def _check_fits(storage: Any, dtype: torch.dtype, offset: int, size: Any, stride: Any) -> None:
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise Refused('a tensor without a storage')
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f'a tensor of size {tuple(size)} and stride {tuple(stride)}')
+    if 0 in size:
+        return
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    count = storage._untyped_storage.nbytes() // dtype.itemsize
+    if last >= count or math.prod(size) > max(count, LARGEST_EXPANDED // dtype.itemsize):
+        raise ValueError(f'a tensor of size {tuple(size)} from a storage of {count} numbers')
+
+
+def _rebuild(name: str) -> Allowed:
+    real = getattr(torch._utils, name)
+
+    def rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        dtype = rest[2] if name == '_rebuild_tensor_v3' else getattr(storage, 'dtype', None)
+        _check_fits(storage, dtype, offset, size, stride)
+        return real(storage, offset, size, stride, *rest)
+
+    return Allowed(f'torch._utils.{name}', rebuild)
+
+
+def _rebuild_sparse(layout: Any, data: Any) -> Tensor:
+    if layout is torch.sparse_coo:
+        return torch.sparse_coo_tensor(*data[:3], check_invariants=True)
+    return torch.sparse_compressed_tensor(*data[:4], layout=layout, check_invariants=True)
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """Stand for the function that makes tensors of a subclass, or with attributes."""
+    if type(function) is not Allowed or function.call is None:
+        raise Refused(f'a call of {getattr(function, "name", function)}')
+    parts = state if type(state) is tuple else (state,)
+    names = [name for part in parts for name in part or ()]
+    if any(type(name) is not str or name.startswith('__') for name in names):
+        raise Refused('a tensor with attributes that are not plain')
+    subclass = kind.value if type(kind) is Allowed else None
+    if not (isinstance(subclass, type) and issubclass(subclass, Tensor)):
+        raise Refused(f'a tensor of type {getattr(kind, "name", kind)}')
+    made = function.call(*args)
+    return torch._tensor._rebuild_from_type_v2(lambda: made, subclass, (), state)
+
+
+PLAIN_TYPES = (list, dict, set, tuple, int, float, bool, str, bytes, complex, OrderedDict)
+
+
+def _names() -> dict[str, Any]:
+    """All names. Objects of PyTorch that hold nothing, as dtypes, stand for themselves."""
+    calls: dict[str, Any] = {
+        '_codecs.encode': _encode,
+        'builtins.bytearray': lambda *args: bytearray(_encode(*args)),
+        'builtins.bytes': _encode,
+        'builtins.complex': _only(int, float)(complex),
+        'builtins.frozenset': lambda items=(): frozenset(checked_keys(_list(items))),
+        'builtins.getattr': Method,
+        'builtins.range': _only(int)(range),
+        'builtins.set': lambda items=(): set(checked_keys(_list(items))),
+        'builtins.slice': _only(int, type(None))(slice),
+        'collections.Counter': lambda items=(): Counter(_dict(items)),
+        'collections.OrderedDict': lambda items=(): OrderedDict(_dict(items)),
+        'collections.defaultdict': _defaultdict,
+        'collections.deque': lambda items=(), most=None: deque(_list(items), most),
+        'mmengine.config.config.ConfigDict': ConfigDict,
+        HISTORY: History,
+        'numpy.dtype': Dtype,
+        'torch.Size': lambda size=(): torch.Size(_list(size)),
+        'torch.device': _only(str, int)(torch.device),
+        'torch.serialization._get_layout': _only(str)(torch.serialization._get_layout),
+        'torch._tensor._rebuild_from_type_v2': _rebuild_from_type,
+        'torch._utils._rebuild_sparse_tensor': _rebuild_sparse,
+    }
+    for name in ('date', 'datetime', 'time', 'timedelta', 'timezone'):
+        kinds = (bytes, int, str, datetime.timedelta, datetime.tzinfo)
+        calls[f'datetime.{name}'] = _only(*kinds)(getattr(datetime, name))
+    for name in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'):
+        calls[f'pathlib.{name}'] = calls[f'pathlib._local.{name}'] = _path(name)
+    for package in ('numpy.core', 'numpy._core'):  # numpy 1 and 2; both read both
+        calls[f'{package}.multiarray._reconstruct'] = Array
+        calls[f'{package}.multiarray.scalar'] = _scalar
+    for name in ('_rebuild_parameter', '_rebuild_parameter_with_state'):
+        calls[f'torch._utils.{name}'] = getattr(torch._utils, name)
+    meta = '_rebuild_meta_tensor_no_storage'
+    calls[f'torch._utils.{meta}'] = getattr(torch._utils, meta)
+    names: dict[str, Any] = {name: Allowed(name, call) for name, call in calls.items()}
+    for kind in PLAIN_TYPES:
+        full = f'{kind.__module__}.{kind.__name__}'
+        names[full] = Allowed(full, calls.get(full), kind)
+    for kind in (Tensor, nn.Parameter):
+        full = f'{kind.__module__}.{kind.__name__}'
+        names[full] = Allowed(full, None, kind)
+    names['torch.Tensor'] = names['torch._tensor.Tensor'] = Allowed('torch.Tensor', None, Tensor)
+    names['numpy.ndarray'] = Allowed('numpy.ndarray', None, np.ndarray)
+    names[ONE_CYCLE] = Allowed(ONE_CYCLE)
+    for owner, methods in METHODS.items():  # as protocol 4 writes them
+        names |= {f'{owner}.{name}': Method(names[owner], name) for name in methods}
+    for function in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3'):
+        names[f'torch._utils.{function}'] = _rebuild(function)
+    names['torch._utils._rebuild_qtensor'] = _rebuild('_rebuild_qtensor')
+    constants = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
+    names |= {f'torch.{n}': v for n, v in vars(torch).items() if isinstance(v, constants)}
+    for name, kind in vars(np).items():
+        if isinstance(kind, type) and issubclass(kind, np.generic):
+            names[f'numpy.{name}'] = Allowed(f'numpy.{name}', None, kind)
+    for name, dtype in STORAGES.items():
+        for module in ('torch', 'torch.cuda', 'torch.storage'):
+            names[f'{module}.{name}'] = Allowed(name, None, dtype)
+    return names
+
+
+STORAGES = {
+    'BFloat16Storage': torch.bfloat16,
+    'BoolStorage': torch.bool,
+    'ByteStorage': torch.uint8,
+    'CharStorage': torch.int8,
+    'ComplexDoubleStorage': torch.complex128,
+    'ComplexFloatStorage': torch.complex64,
+    'DoubleStorage': torch.float64,
+    'FloatStorage': torch.float32,
+    'HalfStorage': torch.float16,
+    'IntStorage': torch.int32,
+    'LongStorage': torch.int64,
+    'QInt32Storage': torch.qint32,
+    'QInt8Storage': torch.qint8,
+    'QUInt2x4Storage': torch.quint2x4,
+    'QUInt4x2Storage': torch.quint4x2,
+    'QUInt8Storage': torch.quint8,
+    'ShortStorage': torch.int16,
+    'UntypedStorage': torch.uint8,
+}
+"""The dtype of a storage by the name of its class."""
+
+NAMES = _names()
+
+
+def allowed_names() -> tuple[dict[str, Any], tuple[type, ...]]:
+    """The names that are allowed now, and the classes among those that users added.
+
+    What was added by ``torch.serialization.add_safe_globals`` is allowed as it is, except under the
+    names above: a real ``getattr`` that another library needs must not act here.
+    """
+    names, types = dict(NAMES), []
+    for entry in torch.serialization.get_safe_globals():
+        found, name = entry if isinstance(entry, tuple) else (entry, '')
+        name = name or f'{found.__module__}.{found.__qualname__}'
+        if name not in NAMES:
+            names[name] = Allowed(name, found, found)
+            if isinstance(found, type):
+                types.append(found)
+    return names, tuple(types)
