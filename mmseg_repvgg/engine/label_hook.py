@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
+
+from mmseg_repvgg.engine.config_types import acts
+from mmseg_repvgg.engine.label_readers import (
+    LabelReader,
+    evaluation_readers,
+    training_readers,
+    unwrapped,
+)
 
 SHOWN = 5
 """How many ids an error lists."""
+BATCHES_BEFORE_WARNING = 10
+"""After so many training batches the hook says so if all labels are 0 or ignored."""
+FIX = (
+    'Convert the labels (Cityscapes: tools/prepare_cityscapes.py --force), or set num_classes and '
+    'ignore_index of the heads and ignore_index of the evaluators'
+)
 
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
-    """Refuse labels that the heads were not built for, naming the file.
+    """Refuse labels that the heads or the metrics do not know, naming the file.
 
     Without it unknown ids end a training on the GPU with a device-side assert, which names nothing
-    and leaves the GPU unusable, and are left out of the mIoU silently in an evaluation. It looks at
-    every batch before the model does: some milliseconds. Data without label maps are not looked at.
+    and leaves the GPU unusable, and give wrong scores in an evaluation. It looks at the labels of
+    every batch as they come out of the pipeline, and at the value they are padded with: some
+    milliseconds. A training must fit every head; an evaluation the decode head and every metric
+    that has an ``ignore_index``. Data without label maps are not looked at.
+
+    It warns if a head has another number of classes than the data set has names, and if all labels
+    are 0 or ignored, like masks of 0 and 255.
 
     Raises:
         ValueError: On an id that is no class and not ignored, or a label map that does not fit its
@@ -28,56 +48,154 @@ class LabelCheckHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        self._batches = 0
+        self._seen: set[int] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare the heads with the class names, and with the metrics of the validation."""
+        heads = training_readers(runner.model)
+        self._start(runner, runner.train_loop, heads)
+        metrics = evaluation_readers(None, runner.val_loop)
+        for reader in [*heads, *metrics] if heads and acts(self, runner) else []:
+            if reader.ignored != heads[0].ignored:
+                runner.logger.warning(
+                    f'{heads[0]}. {reader}. Labels that only one of them ignores are an error; set '
+                    'the same ignore_index in every head and evaluator'
+                )
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Compare the decode head's number of classes with the class names."""
+        self._start(runner, runner.val_loop, evaluation_readers(runner.model, runner.val_loop))
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Compare the decode head's number of classes with the class names."""
+        self._start(runner, runner.test_loop, evaluation_readers(runner.model, runner.test_loop))
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids and sizes."""
-        self._check(runner, data_batch, is_training=True)
+        """Check ids, sizes and padding."""
+        readers = training_readers(runner.model)
+        samples = _labelled(data_batch)
+        if not readers or not samples or not acts(self, runner):
+            return
+        images = data_batch['inputs']
+        for sample, image in zip(samples, images, strict=True):
+            # crops and flips act on image and labels alike
+            _check_size(sample, image.shape[-2:])
+        self._check_ids(samples, readers)
+        _check_padding(unwrapped(runner.model), images, readers)
+        if self._batches == BATCHES_BEFORE_WARNING:
+            self._warn_of_masks(runner, readers)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids."""
-        self._check(runner, data_batch)
+        """Check ids and sizes."""
+        self._check_evaluation(runner, runner.val_loop, data_batch)
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids."""
-        self._check(runner, data_batch)
+        """Check ids and sizes."""
+        self._check_evaluation(runner, runner.test_loop, data_batch)
 
-    def _check(self, runner: Runner, data_batch: Any, is_training: bool = False) -> None:
-        head = _head(runner.model)
-        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-        if head is None or not isinstance(samples, list):
-            return
-        for i, sample in enumerate(samples):
-            labels = getattr(getattr(sample, 'gt_sem_seg', None), 'data', None)
-            if labels is None:
-                continue
-            file = sample.metainfo.get('seg_map_path', 'a label map')
-            # training crops image and labels alike; in tests the labels keep the original size
-            original = sample.metainfo.get('ori_shape')
-            size = data_batch['inputs'][i].shape[-2:] if is_training else original
-            if tuple(labels.shape) != (1, *(size or labels.shape[-2:])):
-                raise ValueError(
-                    f'{file} gives labels of the shape {tuple(labels.shape)} for an image of '
-                    f'{tuple(size)}; a label map is one channel as large as its image'
-                )
-            wrong = labels[(labels != head.ignore_index) & ~_is_class(labels, head.num_classes)]
-            if wrong.numel():
-                ids = wrong.unique().tolist()
-                raise ValueError(
-                    f'{file} has the ids {", ".join(map(str, ids[:SHOWN]))}'
-                    f'{", ..." * (len(ids) > SHOWN)}; the model has the classes 0 to '
-                    f'{head.num_classes - 1}, and {head.ignore_index} is ignored. Convert the '
-                    'labels (Cityscapes: tools/prepare_cityscapes.py --force), or set num_classes '
-                    'of the heads'
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Warn if all labels were 0 or ignored."""
+        self._warn_of_masks(runner, evaluation_readers(runner.model, runner.val_loop))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Warn if all labels were 0 or ignored."""
+        self._warn_of_masks(runner, evaluation_readers(runner.model, runner.test_loop))
+
+    def _start(self, runner: Runner, loop: Any, readers: Sequence[LabelReader]) -> None:
+        self._batches, self._seen = 0, set()
+        meta = getattr(loop.dataloader.dataset, 'metainfo', None) or {}
+        names = meta.get('classes') or ()
+        for reader in readers:
+            if names and reader.num_classes != len(names) and acts(self, runner):
+                runner.logger.warning(
+                    f'{reader.name} has num_classes={reader.num_classes}, the data set has '
+                    f'{len(names)} class names. Set num_classes={len(names)} in every head, unless '
+                    'this is meant'
                 )
 
+    def _check_evaluation(self, runner: Runner, loop: Any, data_batch: Any) -> None:
+        readers = evaluation_readers(runner.model, loop)
+        if readers and acts(self, runner):
+            samples = _labelled(data_batch)
+            for sample in samples:
+                # images are resized, labels keep the original size
+                _check_size(sample, sample.metainfo.get('ori_shape'))
+            self._check_ids(samples, readers)
 
-def _is_class(labels: Any, num_classes: int) -> Any:
-    return (labels >= 0) & (labels < num_classes)
+    def _check_ids(self, samples: Iterable[Any], readers: Sequence[LabelReader]) -> None:
+        self._batches += 1
+        for sample in samples:
+            ids = _ids(sample.gt_sem_seg.data)
+            self._seen.update(ids)
+            for reader in readers:
+                wrong = [label for label in ids if not reader.knows(label)]
+                if wrong:
+                    more = ', ...' * (len(wrong) > SHOWN)
+                    raise ValueError(
+                        f'{_file(sample)} has the ids {", ".join(map(str, wrong[:SHOWN]))}{more}; '
+                        f'{reader}. {FIX}'
+                    )
+
+    def _warn_of_masks(self, runner: Runner, readers: Sequence[LabelReader]) -> None:
+        ignored = frozenset[int]().union(*(reader.ignored for reader in readers))
+        if self._seen & ignored and self._seen <= ignored | {0} and acts(self, runner):
+            found = ' or '.join(map(str, sorted(self._seen)))
+            runner.logger.warning(
+                f'all labels of {self._batches} batches are {found}, and '
+                f'{", ".join(map(str, sorted(self._seen & ignored)))} is ignored: at most one '
+                'class is learned and scored. In masks of 0 and 255 convert 255 to 1 (label // 255)'
+            )
 
 
-def _head(model: Any) -> Any:
-    """The (last) decode head of a segmentor, or None."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    head = getattr(model, 'decode_head', None)
-    last = head[-1] if head is not None and not hasattr(head, 'num_classes') else head
-    return last if hasattr(last, 'ignore_index') else None
+def _labelled(data_batch: Any) -> list[Any]:
+    """The samples of a batch that have a label map; those of test-time augmentation once."""
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    if not isinstance(samples, list):
+        return []
+    if samples and isinstance(samples[0], list):
+        samples = samples[0]
+    return [s for s in samples if getattr(getattr(s, 'gt_sem_seg', None), 'data', None) is not None]
+
+
+def _file(sample: Any) -> str:
+    return sample.metainfo.get('seg_map_path') or 'a label map'
+
+
+def _check_size(sample: Any, size: Sequence[int] | None) -> None:
+    shape = tuple(sample.gt_sem_seg.data.shape)
+    if shape != (1, *(size or shape[-2:])):
+        raise ValueError(
+            f'{_file(sample)} gives labels of the shape {shape} for an image of '
+            f'{tuple(size or ())}; a label map is one channel as large as its image'
+        )
+
+
+def _ids(labels: Tensor) -> list[int]:
+    """The ids in a label map, in ascending order."""
+    flat = labels.flatten()
+    if flat.numel() and not flat.is_floating_point() and flat.min() >= 0 and flat.max() < 2**16:
+        return flat.long().bincount().nonzero().flatten().tolist()  # faster than sorting
+    return flat.unique().tolist()
+
+
+def _check_padding(model: Any, images: Any, readers: Sequence[LabelReader]) -> None:
+    """Refuse a value that mmseg's preprocessor pads labels with, if it pads and none knows it."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    value = getattr(preprocessor, 'seg_pad_val', None)
+    unknown = [reader for reader in readers if value is not None and not reader.knows(value)]
+    if unknown and _is_padded(preprocessor, [tuple(image.shape[-2:]) for image in images]):
+        raise ValueError(
+            f'data_preprocessor pads labels with seg_pad_val={value}; {unknown[0]}. Set '
+            'seg_pad_val to what the heads ignore'
+        )
+
+
+def _is_padded(preprocessor: Any, sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether mmseg's preprocessor pads images of some sizes, (height, width), in training."""
+    if preprocessor.size is not None:
+        height, width = preprocessor.size[-2:]
+        return any(size[0] < height or size[1] < width for size in sizes)
+    divisor = preprocessor.size_divisor or 1
+    return len(set(sizes)) > 1 or any(side % divisor for side in sizes[0])
