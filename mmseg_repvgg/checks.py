@@ -122,6 +122,7 @@ def check_crops(loader: str, pipeline: Sequence[Any]) -> None:
     """
     for transform in pipeline:
         size = transform.get('crop_size') if isinstance(transform, Mapping) else None
-        if size is not None:
+        is_share = size is not None and 'relative' in transform.get('crop_type', '')  # mmdet's
+        if size is not None and not is_share:
             pair = (size, size) if isinstance(size, Integral) else size
             check_size(f'{loader}: crop_size of {transform.get("type")}', pair)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.hooks import Hook
+from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from mmseg_repvgg.atomic_files import writable_folder
-from mmseg_repvgg.checks import check_crops, check_model
+from mmseg_repvgg.checks import check_model
 from mmseg_repvgg.command_line import user_errors as user_errors
+from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.engine.data_settings import check_data, data_sets
 from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
-from mmseg_repvgg.engine.resume import last_complete_checkpoint, seed_of_checkpoint
+from mmseg_repvgg.engine.resume import (
+    last_complete_checkpoint,
+    make_resumable,
+    seed_of_checkpoint,
+)
 from mmseg_repvgg.engine.slow_half import warn_of_slow_half
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 
@@ -39,6 +47,9 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise FileNotFoundError(f'config {path} not found; configs/ of the project holds them')
     try:
         cfg = Config.fromfile(str(path))
+    except NameError as error:
+        hint = "; Python's infinity is float('inf')" if error.name in ('inf', 'nan') else ''
+        raise ValueError(f'{path} cannot be read as a config: {error}{hint}') from error
     except (SyntaxError, OSError, KeyError) as error:
         raise ValueError(f'{path} cannot be read as a config: {error}') from error
     try:
@@ -74,7 +85,7 @@ def train(
         ValueError: If the config is that of a fused model, or ``amp`` cannot act.
     """
     check_model(cfg)
-    if cfg.model.type == 'DeployedModel':
+    if type_name(cfg.model) == 'DeployedModel':
         raise ValueError(
             f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
             'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
@@ -87,9 +98,9 @@ def train(
     _set_resume(cfg, resume)
     make_resumable(cfg)
     runner = build_runner(cfg)
-    runner.register_hook(LoadCheckHook(required=1.0 if cfg.resume else 0.5))
-    runner.register_hook(LabelCheckHook())
-    runner.register_hook(StepSeedHook())
+    _check_loading(runner, 1.0 if cfg.resume else 0.5)
+    _register_once(runner, LabelCheckHook())
+    _register_once(runner, StepSeedHook())
     runner.train()
     return runner
 
@@ -123,8 +134,13 @@ def test(
 
     Raises:
         FileNotFoundError: If the data are not there.
-        ValueError: If the config lacks what an option needs.
+        ValueError: If the config lacks what an option needs, or ``checkpoint`` is exported.
     """
+    if checkpoint is not None and Path(f'{checkpoint}.json').is_file():
+        raise ValueError(
+            f'{checkpoint} is an exported model: say what runs it (tools/test.py --runtime), or '
+            'give the checkpoint it was exported from'
+        )
     prepare(cfg, work_dir, launcher)
     check_data(cfg, 'test_dataloader')
     cfg.load_from = checkpoint
@@ -133,14 +149,15 @@ def test(
     if tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise ValueError('--tta needs tta_model and tta_pipeline in the config')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        for _, dataset in data_sets(cfg.test_dataloader.dataset):
+            dataset['pipeline'] = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     if out is not None:
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        _keep_predictions(cfg, out)
     runner = build_runner(cfg)
     if checkpoint is not None:
-        runner.register_hook(LoadCheckHook())
-    runner.register_hook(LabelCheckHook())
+        _check_loading(runner, 1.0)
+    _register_once(runner, LabelCheckHook())
     return runner.test()
 
 
@@ -167,21 +184,18 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def make_resumable(cfg: Config) -> None:
-    """Change a config so that a training that is killed and resumed ends as an undisturbed one.
+def _register_once(runner: Runner, hook: Hook) -> None:
+    """Register a hook, unless the config has one of its type."""
+    if not any(isinstance(other, type(hook)) for other in runner.hooks):
+        runner.register_hook(hook)
 
-    What is not mmengine's own (checkpoint hook, batch sampler) is left as it is.
-    """
-    hooks = cfg.setdefault('default_hooks', {})
-    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hook is not None and hook['type'] == 'CheckpointHook':
-        hook['type'] = 'SafeCheckpointHook'
-    loader = cfg.train_dataloader
-    sampler = loader.get('sampler')
-    if not sampler or loader.get('batch_sampler') or sampler['type'] == 'SeededSampler':
-        return
-    loader.sampler = dict(type='SeededSampler', sampler=sampler)
-    loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
+
+def _check_loading(runner: Runner, required: float) -> None:
+    """Have loaded weights checked; if the config has a hook for it, all are required where 1 is."""
+    _register_once(runner, LoadCheckHook(required))
+    for hook in runner.hooks:
+        if isinstance(hook, LoadCheckHook) and required == 1:
+            hook.required = required
 
 
 def _set_resume(cfg: Config, resume: bool | str) -> None:
@@ -195,29 +209,10 @@ def _set_resume(cfg: Config, resume: bool | str) -> None:
         cfg.merge_from_dict({'randomness.seed': seed_of_checkpoint(source)})
 
 
-def check_data(cfg: Config, *loaders: str) -> None:
-    """Say what to do about a data folder that is not there, before anything is built.
-
-    Raises:
-        FileNotFoundError: Naming the folder, the option that sets it and how it is made.
-        ValueError: If a transform crops to no size.
-    """
-    for loader in loaders:
-        dataset = (cfg.get(loader) or {}).get('dataset', {})
-        check_crops(loader, dataset.get('pipeline') or [])
-        root = dataset.get('data_root')
-        if root and not Path(root).is_dir():
-            raise FileNotFoundError(
-                f'{loader}: data_root {root!r} is not a folder. Set it with --cfg-options '
-                f'{loader}.dataset.data_root=PATH (Cityscapes: prepare it with '
-                'tools/prepare_cityscapes.py PATH; demo scenes: tools/make_demo_scenes.py PATH)'
-            )
-
-
 def _use_amp(cfg: Config) -> None:
     """Wrap the optimizer for mixed precision: float16 on a GPU, bfloat16 on the CPU."""
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name(wrapper, default='OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise ValueError(f'--amp cannot be combined with optim_wrapper {kind!r}')
     if get_device() != 'cpu':
@@ -236,8 +231,7 @@ def _use_amp(cfg: Config) -> None:
 
 
 def _check_amp(cfg: Config) -> None:
-    kind = (cfg.get('optim_wrapper') or {}).get('type')
-    if kind == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if type_name(cfg.get('optim_wrapper') or {}) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ValueError(
             'the optim_wrapper of the config is AmpOptimWrapper, which needs a GPU; on the CPU add '
             '--amp, for bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper, for float32 '
@@ -256,3 +250,21 @@ def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> No
     hook.update(draw=True, show=show, wait_time=wait_time, interval=1)
     if show_dir:
         cfg.visualizer.save_dir = show_dir
+
+
+def _keep_predictions(cfg: Config, out: str) -> None:
+    """Let the first of the metrics that can write predictions do it."""
+    given = cfg.test_evaluator
+    metrics = given if isinstance(given, (list, tuple)) else [given]
+    with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        for metric in metrics:
+            kind = metric['type']
+            kind = registry.get(kind) if isinstance(kind, str) else kind
+            if kind is not None and 'output_dir' in signature(kind).parameters:
+                metric.update(output_dir=out, keep_results=True)
+                return
+    names = ', '.join(map(type_name, metrics))
+    raise ValueError(
+        f'--out needs a metric that writes predictions; test_evaluator has {names}. Add '
+        "dict(type='IoUMetric') to it"
+    )

@@ -1,4 +1,4 @@
-"""Finding the checkpoint to resume from, whatever an interruption has left."""
+"""Resuming: what a training needs for it, and which checkpoint an interruption has left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,36 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
+from mmseg_repvgg.engine.config_types import type_name
 
 LAST = 'last_checkpoint'
 """mmengine's file with the path of the checkpoint saved last."""
+
+
+def make_resumable(cfg: Config) -> None:
+    """Change a config so that a training that is killed and resumed ends as an undisturbed one.
+
+    What is not mmengine's own (checkpoint hook, batch sampler) is left as it is.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook is not None and type_name(hook) == 'CheckpointHook':
+        hook['type'] = 'SafeCheckpointHook'
+    loader = cfg.train_dataloader
+    sampler = loader.get('sampler')
+    if sampler and not loader.get('batch_sampler') and type_name(sampler) != 'SeededSampler':
+        loader.sampler = dict(type='SeededSampler', sampler=sampler)
+        loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
+    _import_package(cfg)
+
+
+def _import_package(cfg: Config) -> None:
+    """Let the config that mmengine writes into the work folder work in other tools too."""
+    given = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [given] if isinstance(given, str) else list(given)
+    if 'mmseg_repvgg' not in imports:
+        settings = dict(imports=[*imports, 'mmseg_repvgg'])
+        cfg.custom_imports = dict(cfg.get('custom_imports') or {}, **settings)
 
 
 def last_complete_checkpoint(cfg: Config) -> str | None:

@@ -1,0 +1,48 @@
+"""The data sets of a config, and what can be said of them before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmseg_repvgg.checks import check_crops
+
+
+def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]]:
+    """The settings of each data set within wrappers (``ConcatDataset``), with their dotted keys."""
+    if not isinstance(settings, Mapping):
+        return
+    inner = [(f'{where}.dataset', settings.get('dataset'))]
+    several = settings.get('datasets')
+    if isinstance(several, (list, tuple)):
+        inner += [(f'{where}.datasets.{i}', item) for i, item in enumerate(several)]
+    inner = [(key, item) for key, item in inner if isinstance(item, Mapping)]
+    if not inner:
+        yield where, settings
+    for key, item in inner:
+        yield from data_sets(item, key)
+
+
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Say what to do about a data folder that is not there, before anything is built.
+
+    Folders that are not on this machine's disks (``s3://...``) are not looked for.
+
+    Raises:
+        FileNotFoundError: Naming the folder, the option that sets it and how it is made.
+        ValueError: If a transform crops to no size.
+    """
+    for loader in loaders:
+        for key, dataset in data_sets((cfg.get(loader) or {}).get('dataset')):
+            check_crops(loader, dataset.get('pipeline') or [])
+            root = dataset.get('data_root')
+            is_local = '://' not in str(root) and not dataset.get('backend_args')
+            if root and is_local and not Path(root).is_dir():
+                raise FileNotFoundError(
+                    f'{loader}: data_root {str(root)!r} is not a folder. Set it with --cfg-options '
+                    f'{loader}.{key}.data_root=PATH (Cityscapes: prepare it with '
+                    'tools/prepare_cityscapes.py PATH; demo scenes: tools/make_demo_scenes.py PATH)'
+                )
