@@ -16,6 +16,8 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmseg_repvgg.engine.config_types import type_name
+
 
 def prepare_for_cpu(cfg: Config, launcher: str) -> None:
     """On a machine without a GPU, let a config run in the processes of a launcher.
@@ -36,7 +38,7 @@ def prepare_for_cpu(cfg: Config, launcher: str) -> None:
         broadcast_buffers=False,  # both as mmengine does where the config says nothing
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+    if type_name(wrapper, 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
         cfg.model_wrapper_cfg = dict(wrapper, type='CPUDistributedDataParallel')
     if not is_distributed():
         set_multi_processing(**cfg.env_cfg.get('mp_cfg', {}), distributed=True)
@@ -83,7 +85,8 @@ class CPUSyncBatchNorm(_BatchNorm):
     """Statistics over the whole batch of all processes, for tensors on CPUs.
 
     ``nn.SyncBatchNorm`` refuses them ("expected input tensor to be on GPU"), and
-    ``DistributedDataParallel`` refuses models on CPUs that have one, so that this is none.
+    ``DistributedDataParallel`` refuses models on CPUs that have one, so that this is none. Like
+    ``nn.SyncBatchNorm`` it computes in float32 for inputs of half precision.
     """
 
     process_group: distributed.ProcessGroup | None
@@ -97,9 +100,10 @@ class CPUSyncBatchNorm(_BatchNorm):
             or distributed.get_world_size(group) < 2
         ):
             return super().forward(input)
+        dtype, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
         others = [dim for dim in range(input.dim()) if dim != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        local = torch.tensor([input.numel() // input.shape[1]], dtype=input.dtype)
+        local = input.new_tensor([input.numel() // input.shape[1]])
         # the variance in a second pass: a mean of squares minus a square of means cancels
         sums = _Sum.apply(torch.cat([input.sum(others), local]), group)
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
@@ -110,7 +114,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         output = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output
+        return output.to(dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
