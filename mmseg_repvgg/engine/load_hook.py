@@ -7,10 +7,11 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmseg_repvgg.checkpoint.loading import adapted, check_fit, check_sound
 from mmseg_repvgg.checkpoint.reading import state_dict_of
+from mmseg_repvgg.engine.config_types import acts
 
 
 @HOOKS.register_module()
@@ -37,13 +38,20 @@ class LoadCheckHook(Hook):
         if not 0 < required <= 1:
             raise ValueError(f'required={required} must be a share: above 0, at most 1')
         self.required = required
+        self._is_starting = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Note that what is loaded next may be what the config asks for."""
+        self._is_starting = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Unwrap, translate, fuse, check and log."""
+        if not acts(self, runner):
+            return
         model: Any = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        source = str(runner._load_from or 'the checkpoint')
+        source = self._source(runner)
         found = state_dict_of(checkpoint)
         check_sound(found, source)
         state = adapted(model, found)
@@ -51,3 +59,10 @@ class LoadCheckHook(Hook):
         if not isinstance(given, dict) or given.keys() != state.keys():
             checkpoint['state_dict'] = state  # where mmengine will look
         runner.logger.info(check_fit(model, state, source, self.required))
+
+    def _source(self, runner: Any) -> str:
+        """The file that is loaded, as far as a runner says: not in a ``load_checkpoint`` later."""
+        is_own = self._is_starting and not runner._has_loaded
+        self._is_starting = False
+        latest = find_latest_checkpoint(runner.work_dir) if is_own and runner._resume else None
+        return str((is_own and (runner._load_from or latest)) or 'the checkpoint')

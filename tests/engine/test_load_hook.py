@@ -104,3 +104,33 @@ def test_averaged_weights_start_from_what_was_loaded(scenes, files, form):
     (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook']
     averaged = hook.ema_model.module.backbone.state_dict()
     assert all(torch.equal(averaged[n], value) for n, value in backbone.state_dict().items())
+
+
+def test_the_file_that_was_loaded_is_named(scenes, files):
+    """The config's at the start of a run; a later ``load_checkpoint`` does not say its own."""
+    folder, _ = files
+    hook = LoadCheckHook()
+    runner = load(scenes, folder, 'training.pth', hook)
+    (folder / 'training.pth').rename(folder / 'other.pth')
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match='^the checkpoint does not fit'):
+            runner.load_checkpoint(str(folder / 'fused.pth'))
+        runner.call_hook('before_run')  # a test after a training
+    runner.load_checkpoint(str(folder / 'other.pth'))
+    cfg = runner_cfg(scenes, folder / 'again', resume=True, experiment_name='again')
+    (folder / 'again').mkdir()
+    (folder / 'fused.pth').rename(folder / 'again' / 'iter_2.pth')
+    (folder / 'again' / 'last_checkpoint').write_text(str(folder / 'again' / 'iter_2.pth'))
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(LoadCheckHook())
+    runner.call_hook('before_run')
+    with pytest.raises(CheckpointError, match='again/iter_2.pth'):
+        runner.load_or_resume()
+
+
+def test_registered_twice_it_acts_once(scenes, files):
+    folder, _ = files
+    twice = [dict(type='LoadCheckHook')]
+    load(scenes, folder, 'training.pth', LoadCheckHook(), custom_hooks=twice)
+    log = next((folder / 'work').glob('*/*.log')).read_text()
+    assert log.count('tensors loaded from') == 1
