@@ -36,7 +36,7 @@ IMAGENET_MEAN = [123.675, 116.28, 103.53]
 HOOK = dict(type='RepVGGDeployHook')
 CARRIED = dict(in_channels=3, norm_eval=False, with_cp=False, frozen_stages=-1)
 """Settings that DilatedRepVGG has, too, and their defaults."""
-DOCSTRING = '''"""{title}.
+DOCSTRING = '''{raw}"""{title}.
 
 Command: {command}
 The optimizer is the base's. The paper (section 4.3) trains with SGD, weight decay 1e-4, poly 0.9
@@ -119,7 +119,8 @@ def swap_backbone(
         custom_hooks=_hooks(cfg),
     )
     command = _command(config, out, arch, variant, weights)
-    header = DOCSTRING.format(title=_title(path, arch, row), command=command)
+    raw = 'r' if '\\' in command else ''  # a path of Windows
+    header = DOCSTRING.format(raw=raw, title=_title(path, arch, row), command=command)
     _write(out, reference(path, out), header, sections)
     notes += _model_notes(cfg.model, arch, source)
     maps = tuple(zip(old, new, strict=True))
@@ -233,4 +234,7 @@ def _write(out: Path, base: str, header: str, sections: Mapping[str, Any]) -> No
     body = '\n'.join(assignment(name, value) for name, value in sections.items())
     with atomic_file(out) as temporary:
         temporary.write_text(f'{header}\n_base_ = [\n    {base},\n]\n\n{body}\n', encoding='utf-8')
-        Config.fromfile(str(temporary), import_custom_modules=False)
+        try:
+            Config.fromfile(str(temporary), import_custom_modules=False)
+        except RuntimeError as error:  # mmengine takes a base with an import for the other style
+            raise CannotSwapError(f'no config can inherit from {base}: {error}') from error

@@ -9,7 +9,12 @@ from mmengine.config import Config
 
 WARM_UP = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)
 """That of mmseg's K-Net recipes for ResNet-50."""
-WARM_UPS = ('ConstantLR', 'LinearLR')
+WARM_UP_SHARE = 20
+"""A warm-up takes at most one part of so many of a training: 1000 of 20 000 iterations."""
+WARM_UPS = ('ConstantLR', 'LinearLR', 'OneCycleLR')
+"""Schedulers that begin at a small rate, or may."""
+BY_STEPS = ('ExponentialLR', 'MultiStepLR', 'StepLR')
+"""Schedulers that count from where they begin: they run beside the warm-up."""
 BY_DEPTH = ('LayerDecayOptimizerConstructor', 'LearningRateDecayOptimizerConstructor')
 """They know the layers of BEiT, MAE, ViT and ConvNeXt, and no others."""
 
@@ -35,8 +40,13 @@ def changed_schedule(
     schedulers = cfg.get('param_scheduler') or []
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else list(schedulers)
     if not any(s.get('type') in WARM_UPS for s in schedulers):
-        changes['param_scheduler'] = [WARM_UP, *_after_warm_up(schedulers)]
-        notes.append(f'warm-up over {WARM_UP["end"]} iterations')
+        total = _iterations(cfg, schedulers)
+        end = WARM_UP['end'] if total is None else min(WARM_UP['end'], total // WARM_UP_SHARE)
+        if not end:
+            return changes, [*notes, f'no warm-up: the training has {total} iterations']
+        changes['param_scheduler'] = [dict(WARM_UP, end=end), *_after_warm_up(schedulers, end)]
+        shorter = '; a training of few should have a shorter one' if total is None else ''
+        notes.append(f'warm-up over {end} iterations{shorter}')
     return changes, notes
 
 
@@ -62,11 +72,21 @@ def _kept_paramwise(
     return kept, dropped
 
 
-def _after_warm_up(schedulers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _iterations(cfg: Config, schedulers: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many iterations a training has, or its first part; None if it counts epochs."""
+    ends = [s['end'] for s in schedulers if not s.get('by_epoch', True) and 'end' in s]
+    limit = (cfg.get('train_cfg') or {}).get('max_iters')
+    return min([*ends, *([limit] if limit else [])], default=None)
+
+
+def _after_warm_up(schedulers: Sequence[Mapping[str, Any]], end: int) -> list[dict[str, Any]]:
     """Let what begins at iteration 0 begin when the warm-up ends."""
-    return [
-        dict(s, begin=WARM_UP['end'])
-        if not s.get('by_epoch', True) and s.get('begin', 0) == 0
-        else dict(s)
-        for s in schedulers
-    ]
+    later = []
+    for given in map(dict, schedulers):
+        is_shifted = not given.get('by_epoch', True) and given.get('begin', 0) == 0
+        if is_shifted and given.get('type') not in BY_STEPS:
+            if given.get('T_max') is not None and given['T_max'] == given.get('end'):
+                given['T_max'] -= end  # of a cosine over the whole training
+            given['begin'] = end
+        later.append(given)
+    return later

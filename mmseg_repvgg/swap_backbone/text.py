@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ def _one_line(value: Any) -> str:
         return f'[{", ".join(map(_one_line, value))}]'
     if isinstance(value, tuple):
         return f'({", ".join(map(_one_line, value))}{"," * (len(value) == 1)})'
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
     return repr(value)
 
 

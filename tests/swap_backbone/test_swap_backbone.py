@@ -1,5 +1,6 @@
 """Child configs with RepVGG for backbone: what they say, and that what they say runs."""
 
+import ast
 import json
 import runpy
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -18,6 +19,7 @@ from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 from mmseg_repvgg.reparam import compare
 from mmseg_repvgg.swap_backbone import CannotSwapError, swap_backbone
 from mmseg_repvgg.swap_backbone.bases import find_config, shipped_configs
+from mmseg_repvgg.swap_backbone.text import written
 from tests.common import TINY, randomise_batchnorms, runner_cfg
 from tests.swap_backbone.families import PASSED, outcome, swapped, sweep, table
 
@@ -52,7 +54,7 @@ def test_the_tool_writes_a_config_that_needs_nothing_but_itself(tmp_path, monkey
     (tmp_path / 'foreign').mkdir()
     code = (
         'from mmengine.config import Config\n'
-        'from mmengine.registry import MODELS, init_default_scope\n'
+        'from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope\n'
         "cfg = Config.fromfile('../new/child.py')\n"
         'init_default_scope(cfg.default_scope)\n'
         'print(type(MODELS.build(cfg.model).backbone).__name__)\n'
@@ -241,6 +243,81 @@ def test_pure_python_configs_are_refused(tmp_path):
     )
     with pytest.raises(CannotSwapError, match='pure Python style'):
         swap_backbone(tmp_path / 'base.py', tmp_path / 'child.py', 'A0')
+
+
+def schedule_of(folder, schedulers, extra=''):
+    """The child's schedulers as a runner builds them, and what is said of the warm-up."""
+    base = f'_base_ = [{str(find_config(FCN))!r}]\nparam_scheduler = {schedulers!r}\n{extra}'
+    (folder / 'base.py').write_text(base)
+    report = swap_backbone(folder / 'base.py', folder / 'child.py', 'A0', weights='none')
+    settings = Config.fromfile(str(folder / 'child.py')).param_scheduler
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    built = [
+        PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer)) for s in settings
+    ]
+    (note,) = [note for note in report.notes if 'warm-up' in note]
+    return settings, built, optimizer, note
+
+
+def by_iterations(kind, **settings):
+    return [dict(type=kind, by_epoch=False, begin=0, **settings)]
+
+
+def test_the_warm_up_fits_into_short_trainings(tmp_path):
+    """A twentieth: 1000 of mmseg's shortest, 20 000."""
+    for end, warm_up in ((20_000, 1000), (500, 25), (100, 5)):
+        settings, *_, note = schedule_of(tmp_path, by_iterations('PolyLR', end=end))
+        assert [(s['begin'], s['end']) for s in settings] == [(0, warm_up), (warm_up, end)]
+        assert note == f'warm-up over {warm_up} iterations'
+    limit = 'train_cfg = dict(max_iters=60)\n'
+    settings, *_ = schedule_of(tmp_path, by_iterations('PolyLR', end=100), limit)
+    assert settings[0]['end'] == 3
+    settings, *_, note = schedule_of(tmp_path, by_iterations('PolyLR', end=10))
+    assert [s['type'] for s in settings] == ['PolyLR']
+    assert note == 'no warm-up: the training has 10 iterations'
+    epochs = [dict(type='PolyLR', by_epoch=True, begin=0, end=2)]
+    settings, *_, note = schedule_of(tmp_path, epochs, 'train_cfg = dict(max_iters=None)\n')
+    assert settings[1] == epochs[0]
+    assert 'a training of few should have a shorter one' in note
+
+
+def test_steps_of_the_rate_stay_where_they_are(tmp_path):
+    """By hand: a tenth at iteration 70; a cosine is at its end at iteration 100."""
+    steps = by_iterations('MultiStepLR', milestones=[70], end=100)
+    _, built, optimizer, _ = schedule_of(tmp_path, steps)
+    rates = []
+    for _ in range(99):
+        rates.append(optimizer.param_groups[0]['lr'])
+        for scheduler in built:
+            scheduler.step()
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[10:70] == pytest.approx([1.0] * 60) and rates[70:] == pytest.approx([0.1] * 29)
+    settings, *_ = schedule_of(tmp_path, by_iterations('CosineAnnealingLR', T_max=100, end=100))
+    assert (settings[1]['begin'], settings[1]['T_max'], settings[1]['end']) == (5, 95, 100)
+
+
+def test_values_and_names_that_python_must_read_again(tmp_path):
+    """Infinity, and a folder as Windows writes it."""
+    extra = "custom_hooks = [dict(type='EMAHook', momentum=float('inf'))]\n"
+    (tmp_path / 'base.py').write_text(f'_base_ = [{str(find_config(FCN))!r}]\n{extra}')
+    out = tmp_path / 'C:\\Users\\new' / 'child.py'
+    swap_backbone(tmp_path / 'base.py', out, 'A0')
+    assert Config.fromfile(str(out)).custom_hooks[0].momentum == float('inf')
+    assert 'C:\\Users\\new/child.py' in ast.get_docstring(ast.parse(out.read_text()))
+    assert written([float('-inf'), 1.5, float('nan')]) == "[float('-inf'), 1.5, float('nan')]"
+
+
+def test_a_base_that_mmengine_takes_for_the_other_style_is_refused(tmp_path):
+    """It names its types, but imports a module."""
+    cfg = runner_cfg('data', 'work')
+    model = dict(cfg.model, backbone=dict(type='ResNetV1c', depth=18))
+    model['decode_head'].update(in_channels=512)
+    model['auxiliary_head'].update(in_channels=256)
+    text = Config(dict(model=model)).pretty_text
+    (tmp_path / 'base.py').write_text(f'import numpy\n{text}')
+    with pytest.raises(CannotSwapError, match="no config can inherit from 'base.py': "):
+        swap_backbone(tmp_path / 'base.py', tmp_path / 'child.py', 'A0')
+    assert not (tmp_path / 'child.py').exists()
 
 
 def test_wrong_arguments_are_named(tmp_path):
