@@ -14,11 +14,15 @@ it is set back to zero; what is computed in it is cut off at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmseg_repvgg.reparam.module_hooks import has_hooks
 
 Layers = Sequence[Callable[[Tensor], Tensor]]
 
@@ -53,13 +57,13 @@ def from_sub_maps(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
 
 
 def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
-    """Apply ordinary layers in the place of layers of one ``dilation``.
+    """Apply ordinary layers instead of layers of one ``dilation``.
 
     Args:
         layers: Stride-1 convs of dilation 1 with their "same" padding, each followed by nothing but
             pointwise functions.
         x: (N, C, H, W), of any size.
-        dilation: Of the layers they stand for.
+        dilation: Of the layers that they replace.
 
     Returns:
         (N, C_out, H, W).
@@ -75,72 +79,48 @@ def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     return from_sub_maps(x, dilation, size)
 
 
-class SubMapSequential(nn.Sequential):
-    """A sequence of blocks in which runs of dilated ones are computed on sub-maps.
-
-    Args:
-        blocks: The sequence. Its children, and the names of their parameters, are taken over.
-        dilations: Of each block; 1 for those that are computed as they are.
-    """
-
-    def __init__(self, blocks: nn.Sequential, dilations: Sequence[int]) -> None:
-        super().__init__()
-        for name, block in blocks.named_children():
-            self.add_module(name, block)
-        self.dilations = tuple(dilations)
-        self.run: Callable[[Layers, Tensor, int], Tensor] = run_on_sub_maps
-        self.training = blocks.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C_out, H_out, W_out), as the blocks do one after the other."""
-        for dilation, run in groupby(zip(self.dilations, self, strict=True), key=lambda p: p[0]):
-            layers = [block for _, block in run]
-            if dilation > 1:
-                x = self.run(layers, x, dilation)
-            else:
-                for layer in layers:
-                    x = layer(x)
-        return x
-
-
 class SubMapConv2d(nn.Conv2d):
-    """A single dilated conv that is computed on sub-maps; parameters keep their names.
+    """A dilated conv that is computed on sub-maps; :func:`undilate` makes it of an ``nn.Conv2d``.
 
-    Args:
-        conv: The dilated conv, whose parameters it takes over.
+    Its ``padding`` and ``dilation`` are those of the ordinary conv.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            device='meta',
-        )
-        self.weight, self.bias = conv.weight, conv.bias
-        self.training = conv.training
-        self.sub_map_step = _make_ordinary(self)
-        self.run: Callable[[Layers, Tensor, int], Tensor] = run_on_sub_maps
+    sub_map_step: int  # the dilation that it had
+    run: Callable[[Layers, Tensor, int], Tensor] = staticmethod(run_on_sub_maps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C_out, H, W)."""
-        return self.run([self.convolve], x, self.sub_map_step)
+        """(N, C, H, W) or (C, H, W) -> the same with C_out channels."""
+        return _run(self.run, [self.convolve], x, self.sub_map_step)
 
     def convolve(self, x: Tensor) -> Tensor:
         """Apply the ordinary conv: (n, C, h, w) -> (n, C_out, h, w)."""
         return nn.Conv2d.forward(self, x)
 
 
+class SubMapSequential(nn.Sequential):
+    """A sequence of blocks in which runs of equal dilation are computed on sub-maps at once."""
+
+    run: Callable[[Layers, Tensor, int], Tensor] = staticmethod(run_on_sub_maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the blocks do one after the other."""
+        for step, blocks in groupby(self, key=_step_of_run):
+            if step == 1:
+                for block in blocks:
+                    x = block(x)
+            else:
+                x = _run(self.run, [partial(_run_block, block) for block in blocks], x, step)
+        return x
+
+
 def undilate(model: nn.Module) -> int:
     """Compute every stride-1 dilated conv of ``model`` on sub-maps; in place.
 
-    Runs are found in an ``nn.Sequential`` of fused RepVGG blocks, and the activations are of the
-    run; other dilated convs (of a ResNet, or of a block whose squeeze-excitation needs the whole
-    map) are computed by themselves. A conv whose padding does not keep the size is left.
+    Runs are found in an ``nn.Sequential`` of fused RepVGG blocks, and the activations are part of
+    the run; other dilated convs (of a ResNet, or of a block whose squeeze-excitation needs the
+    whole map) are computed by themselves. Modules change their class and stay where they are, so
+    that hooks, names and other uses of them stay as well. A conv whose padding does not keep the
+    size, or whose kernel is even, is left.
 
     Args:
         model: Any module, best in fused form: each branch of a block in training form is a conv of
@@ -149,50 +129,58 @@ def undilate(model: nn.Module) -> int:
     Returns:
         The number of convs changed: 0 if none is dilated.
     """
-    count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential):
-                convs = [_only_conv(block) for block in child]
-                if any(convs):
-                    dilations = [1 if conv is None else _make_ordinary(conv) for conv in convs]
-                    parent.add_module(name, SubMapSequential(child, dilations))
-                    count += sum(conv is not None for conv in convs)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and _is_rewritable(child):
-                parent.add_module(name, SubMapConv2d(child))
-                count += 1
-    return count
+    convs: list[Any] = [module for module in model.modules() if _is_rewritable(module)]
+    for conv in convs:
+        conv.__class__, conv.sub_map_step = SubMapConv2d, conv.dilation[0]
+        conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
+        conv._reversed_padding_repeated_twice = [p for p in conv.padding[::-1] for _ in range(2)]
+        conv.dilation = (1, 1)
+    for module in model.modules():
+        if type(module) is nn.Sequential and any(_step_of_run(block) > 1 for block in module):
+            module.__class__ = SubMapSequential
+    return len(convs)
 
 
-def _only_conv(block: Any) -> nn.Conv2d | None:
-    """The dilated conv of a block that is this conv and then pointwise, or None."""
+def _step_of_run(block: Any) -> int:
+    """The step of the sub-maps on which a block can run with others; 1 for other blocks.
+
+    It must be a conv and then pointwise, and nothing may see its calls: hooks expect whole maps.
+    """
     conv = getattr(block, 'branch_reparam', None)
-    pointwise_rest = isinstance(getattr(block, 'se_layer', None), nn.Identity)
-    return conv if pointwise_rest and _is_rewritable(conv) else None
+    if not isinstance(conv, SubMapConv2d) or any(map(has_hooks, block.modules())):
+        return 1
+    return conv.sub_map_step if isinstance(block.se_layer, nn.Identity) else 1
+
+
+def _run_block(block: Any, x: Tensor) -> Tensor:
+    return block.act(block.branch_reparam.convolve(x))
+
+
+def _run(
+    run: Callable[[Layers, Tensor, int], Tensor], layers: Layers, x: Tensor, dilation: int
+) -> Tensor:
+    """Run layers on sub-maps of unbatched maps and of maps in any memory format."""
+    if x.dim() == 3:
+        return run(layers, x[None], dilation)[0]
+    out = run(layers, x, dilation)
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    if is_channels_last and not x.is_contiguous():
+        out = out.contiguous(memory_format=torch.channels_last)
+    return out
 
 
 def _is_rewritable(conv: Any) -> bool:
     return (
         type(conv) is nn.Conv2d
+        and 'forward' not in vars(conv)
         and conv.stride == (1, 1)
         and conv.dilation[0] == conv.dilation[1] > 1
         and conv.padding_mode == 'zeros'
         and not isinstance(conv.padding, str)
         and all(
-            2 * padding == dilation * (kernel - 1)
+            kernel % 2 == 1 and 2 * padding == dilation * (kernel - 1)
             for padding, dilation, kernel in zip(
                 conv.padding, conv.dilation, conv.kernel_size, strict=True
             )
         )
     )
-
-
-def _make_ordinary(conv: nn.Conv2d) -> int:
-    """Give a conv dilation 1 and its padding; returns the dilation that it had."""
-    dilation = conv.dilation[0]
-    conv.padding = tuple((kernel - 1) // 2 for kernel in conv.kernel_size)
-    conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
-    conv.dilation = (1, 1)
-    return dilation
