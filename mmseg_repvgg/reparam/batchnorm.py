@@ -6,18 +6,33 @@ unfused one by the rounding of its own convolutions only.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from mmseg_repvgg.reparam.module_hooks import computed_weights, has_hooks
 
 
 def to_float64(tensor: Tensor) -> Tensor:
     """Cast to float64, on the CPU where the device has no float64 (Apple's MPS)."""
     device = 'cpu' if tensor.device.type == 'mps' else tensor.device
     return tensor.to(device=device, dtype=torch.float64)
+
+
+def is_plain_batchnorm(norm: Any) -> bool:
+    """Whether ``norm`` is a BatchNorm, SyncBatchNorm included, that does nothing else.
+
+    Subclasses may: timm's ``BatchNormAct2d`` holds an activation.
+    """
+    return isinstance(norm, _BatchNorm) and type(norm).forward in (
+        _BatchNorm.forward,
+        nn.SyncBatchNorm.forward,
+    )
 
 
 def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -30,14 +45,15 @@ def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
         ``scale`` and ``shift``, each (C,) float64.
 
     Raises:
-        ValueError: If ``norm`` is no BatchNorm, keeps no running statistics, or holds a variance
-            that has no square root.
+        ValueError: If ``norm`` is no BatchNorm or does more than one, keeps no running statistics,
+            or holds a variance that has no square root.
     """
-    if not isinstance(norm, _BatchNorm):
+    if not is_plain_batchnorm(norm):
         raise ValueError(
             f'only BatchNorm can be fused into a conv, not {type(norm).__name__}; '
             "use norm_cfg=dict(type='BN') or dict(type='SyncBN')"
         )
+    assert isinstance(norm, _BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             'a BatchNorm with track_running_stats=False depends on its batch and cannot be fused'
@@ -79,7 +95,7 @@ def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     No random number is drawn: fusing during training must not change what follows.
 
     Raises:
-        ValueError: If a parameter is NaN or infinite.
+        ValueError: If a parameter is NaN or infinite, or too large for the dtype.
     """
     if not (bool(kernel.isfinite().all()) and bool(bias.isfinite().all())):
         raise ValueError(
@@ -97,9 +113,16 @@ def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
         padding_mode=conv.padding_mode,
         device='meta',
     )
-    like, trains = conv.weight, conv.weight.requires_grad
-    fused.weight = nn.Parameter(kernel.detach().to(like), requires_grad=trains)
-    fused.bias = nn.Parameter(bias.detach().to(like), requires_grad=trains)
+    like, trains = conv.weight, any(p.requires_grad for p in conv.parameters())
+    for name, tensor in (('weight', kernel), ('bias', bias)):
+        cast = tensor.detach().to(like)
+        if not bool(cast.isfinite().all()):
+            raise ValueError(
+                f'fusing gives a {name} of {tensor.abs().max().item():.3g}, past the largest '
+                f'{like.dtype}, {torch.finfo(like.dtype).max:.3g}: fuse the model in float32 '
+                '(model.float()), and run it in float32 or bfloat16'
+            )
+        setattr(fused, name, nn.Parameter(cast, requires_grad=trains))
     return fused.train(conv.training)
 
 
@@ -108,9 +131,12 @@ def fuse_batchnorms(model: nn.Module) -> int:
 
     Known pairs: mmcv's ``ConvModule`` that applies its norm right after its conv; a BatchNorm that
     follows a conv in an ``nn.Sequential``; ``conv1``/``norm1``, ``conv2``/``norm2``, ... of
-    OpenMMLab's ResNet blocks and stems. Others are left as they are, which is exact too; the
-    branches of RepVGG blocks are left to :func:`mmseg_repvgg.reparam.branches.fuse_branches`,
-    unless the kind of block cannot be fused.
+    OpenMMLab's ResNet blocks and stems. Others are left as they are, which is exact too: convs and
+    norms that occur in several places, that have hooks, or whose class does more. Weights that are
+    pruned, or have spectral or weight norm, are fused as they are in eval mode.
+
+    The branches of RepVGG blocks are left to
+    :func:`mmseg_repvgg.reparam.branches.fuse_branches`, unless the kind of block cannot be fused.
 
     Args:
         model: Any module, in any mode.
@@ -119,36 +145,46 @@ def fuse_batchnorms(model: nn.Module) -> int:
         The number of pairs fused.
 
     Raises:
-        ValueError: As :func:`fold_batchnorm`.
+        ValueError: As :func:`fold_batchnorm` and :func:`conv_like`; the model is then unchanged.
     """
-    count = 0
     blocks = [
         m
         for m in model.modules()
         if hasattr(m, 'get_equivalent_kernel_bias') and not getattr(m, 'cannot_fuse', '')
     ]
     branches = {part for block in blocks for part in block.modules()}
-    for module in [m for m in model.modules() if m not in branches]:
-        for conv_name, norm_name in _conv_norm_pairs(module):
-            conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-            if type(conv) is not nn.Conv2d or not isinstance(norm, _BatchNorm):
-                continue
-            kernel, bias = fold_batchnorm(conv.weight, conv.bias, norm)
-            setattr(module, conv_name, conv_like(conv, kernel, bias))
-            setattr(module, norm_name, nn.Identity())
-            count += 1
-    return count
+    occurrences = Counter(child for m in model.modules() for child in m._modules.values())
+    fused = []
+    with computed_weights(model):
+        for module in [m for m in model.modules() if m not in branches]:
+            for names in _conv_norm_pairs(module):
+                conv, norm = (getattr(module, name) for name in names)
+                if (
+                    parametrize.type_before_parametrizations(conv) is nn.Conv2d
+                    and is_plain_batchnorm(norm)
+                    and occurrences[conv] == occurrences[norm] == 1
+                    and not (has_hooks(conv) or has_hooks(norm))
+                ):
+                    kernel, bias = fold_batchnorm(conv.weight, conv.bias, norm)
+                    fused.append((module, *names, conv_like(conv, kernel, bias)))
+    for module, conv_name, norm_name, conv in fused:
+        setattr(module, conv_name, conv.train(module.training))
+        setattr(module, norm_name, nn.Identity())
+        if hasattr(module, 'turn_on_efficient_conv_bn_eval'):  # mmcv's, which needs the norm
+            module.turn_on_efficient_conv_bn_eval(False)
+    return len(fused)
 
 
 def _conv_norm_pairs(module: Any) -> list[tuple[str, str]]:
     """Names of the (conv, norm) children that ``module`` is known to run one after the other."""
-    # ConvModule: told by its attributes, for mmcv need not be installed to use this file
-    if hasattr(module, 'with_norm') and hasattr(module, 'order') and hasattr(module, 'norm_name'):
+    if 'forward' in vars(module):
+        return []
+    # ConvModule: identified by its forward, for mmcv need not be installed to use this file
+    if type(module).forward.__qualname__ == 'ConvModule.forward':
         adjacent = ('conv', 'norm') in pairwise(module.order)
         return [('conv', module.norm_name)] if module.with_norm and adjacent else []
-    if isinstance(module, nn.Sequential):
-        names = list(module._modules)
-        return list(pairwise(names))
+    if type(module).forward is nn.Sequential.forward:
+        return list(pairwise(module._modules))
     # ResNet and its blocks keep the registered name of norm<i> in norm<i>_name
     numbered = (
         (f'conv{i}', getattr(module, f'norm{i}_name'))
