@@ -15,6 +15,7 @@ from mmseg_repvgg.models.layer import Layer, batch_norm, check_branches, conv_bn
 from mmseg_repvgg.models.squeeze_excitation import SqueezeExcitation
 from mmseg_repvgg.reparam.batchnorm import conv_like, to_float64
 from mmseg_repvgg.reparam.branches import merge_branches
+from mmseg_repvgg.reparam.module_hooks import computed_weights
 
 FUSED_TRAINING_ERROR = (
     'this RepVGG backbone is in fused (deploy) form and in training mode. For inference call '
@@ -90,8 +91,9 @@ class RepVGGBlock(BaseModule):
         else:
             self._build_branches(layer, norm_cfg)
         self._check_recomputation()
-        has_se = se_cfg is not None
-        self.se_layer = SqueezeExcitation(out_channels, **se_cfg) if has_se else nn.Identity()
+        self.se_layer = (
+            nn.Identity() if se_cfg is None else SqueezeExcitation(out_channels, **se_cfg)
+        )
         self.act = build_activation_layer(dict(act_cfg))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +157,26 @@ class RepVGGBlock(BaseModule):
             return to_float64(conv.weight), to_float64(conv.bias)
         if self.cannot_fuse:
             raise ValueError(self.cannot_fuse)
-        return self._merge()
+        with computed_weights(self):
+            return self._merge()
+
+    def fused_conv(self) -> nn.Conv2d:
+        """The conv that equals the branches; the block is unchanged.
+
+        Raises:
+            ValueError: If a norm, or this kind of block, cannot be fused.
+        """
+        if self.deploy:
+            return self.branch_reparam
+        with torch.no_grad(), computed_weights(self):
+            return conv_like(self.branch_3x3.conv, *self.get_equivalent_kernel_bias())
+
+    def become_fused(self, conv: nn.Conv2d) -> None:
+        """Replace the branches by ``conv``, which :meth:`fused_conv` gave."""
+        for name in [n for n in self._modules if n not in ('se_layer', 'act')]:
+            delattr(self, name)
+        self.branch_reparam = conv.train(self.training)
+        self.deploy, self.with_cp, self.recompute_1x1 = True, False, False
 
     def switch_to_deploy(self) -> None:
         """Replace the branches by the one conv they equal. Fusing twice is fusing once.
@@ -164,14 +185,8 @@ class RepVGGBlock(BaseModule):
             ValueError: If a norm, or this kind of block, cannot be fused; the block is then
                 unchanged.
         """
-        if self.deploy:
-            return
-        kernel, bias = self.get_equivalent_kernel_bias()
-        fused = conv_like(self.branch_3x3.conv, kernel, bias)
-        for name in [n for n in self._modules if n not in ('se_layer', 'act')]:
-            delattr(self, name)
-        self.branch_reparam = fused
-        self.deploy, self.with_cp, self.recompute_1x1 = True, False, False
+        if not self.deploy:
+            self.become_fused(self.fused_conv())
 
     def _check_recomputation(self) -> None:
         """Refuse ``with_cp`` and ``recompute_1x1`` where they cannot act."""

@@ -7,8 +7,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mmseg_repvgg.reparam.batchnorm import fold_batchnorm
+from mmseg_repvgg.reparam.module_hooks import has_hooks
+from mmseg_repvgg.reparam.other_families import (
+    LEAVE_OUT,
+    count_innermost,
+    fuse_copy,
+    fuse_in_place,
+    fuse_method,
+)
 
 
 def identity_kernel(channels: int, groups: int) -> Tensor:
@@ -60,11 +69,13 @@ def merge_branches(
     return kernel, bias
 
 
-def fusible_blocks(model: nn.Module) -> list[Any]:
-    """The blocks of ``model`` that have branches, or had them before they were fused.
+def fusible_blocks(model: nn.Module) -> dict[str, Any]:
+    """The blocks of ``model`` that can be re-parameterized, or were, by name.
 
-    A block is told by the two methods of the authors' code, ``get_equivalent_kernel_bias`` and
-    ``switch_to_deploy``; one that has no fused form says why in ``cannot_fuse``.
+    A block is identified by a method without arguments that fuses it, of one of the usual names
+    (``switch_to_deploy``, ``reparameterize``, ``fuse``). Of blocks within each other it is the
+    outermost, which calls the others, but for containers of RepVGG blocks. A block that has no
+    fused form says why in ``cannot_fuse``.
 
     Raises:
         ValueError: If the model holds no such block, or one that cannot be fused.
@@ -72,25 +83,67 @@ def fusible_blocks(model: nn.Module) -> list[Any]:
     reasons = {getattr(m, 'cannot_fuse', '') for m in model.modules()} - {''}
     if reasons:
         raise ValueError('; '.join(sorted(reasons)))
-    blocks = [m for m in model.modules() if hasattr(m, 'get_equivalent_kernel_bias')]
+    blocks: dict[str, Any] = {}
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        method, (_, *parts) = fuse_method(module), module.modules()
+        is_container = any(hasattr(part, 'get_equivalent_kernel_bias') for part in parts)
+        replaces_model = module is model and method == 'fuse'
+        if method and module not in inside and not is_container and not replaces_model:
+            blocks[name] = module
+            inside.update(parts)
     if not blocks:
         raise ValueError(
-            f'{type(model).__name__} holds no RepVGG block, so there are no branches to fuse; '
-            "use a RepVGG backbone, or leave 'branches' out of the rewrites"
+            f'{type(model).__name__} holds no RepVGG block, nor another one with a fused form, so '
+            f'there are no branches to fuse; use a RepVGG backbone, {LEAVE_OUT}'
         )
     return blocks
 
 
 def fuse_branches(model: nn.Module) -> int:
-    """Switch every block of ``model`` that has branches to its fused form; in place.
+    """Switch every block of ``model`` that can be re-parameterized to its fused form; in place.
+
+    RepVGG blocks are fused in float64. Those of other families fuse themselves, as do RepVGG blocks
+    with hooks or unknown modules inside, after a copy was compared with the original. A backbone
+    whose blocks are all fused has ``deploy`` set, so that it fuses training weights on loading.
 
     Returns:
         The number of blocks fused: 0 if all had been fused before.
 
     Raises:
-        ValueError: As :func:`fusible_blocks`; the model is then unchanged.
+        ValueError: As :func:`fusible_blocks`, or if the weights of a block cannot be fused, or its
+            own method fails; the model is then unchanged.
+        EquivalenceError: If a block of another family, fused by its own method, gives something
+            else; the model is then unchanged.
     """
-    training_form = [block for block in fusible_blocks(model) if not block.deploy]
-    for block in training_form:
-        block.switch_to_deploy()
-    return len(training_form)
+    convs: list[tuple[Any, nn.Conv2d]] = []
+    others: list[nn.Module] = []
+    for name, block in fusible_blocks(model).items():
+        if not _is_plain(block):
+            if fuse_copy(name, block) is not None:
+                others.append(block)
+        elif not block.deploy:
+            convs.append((block, block.fused_conv()))
+    count = len(convs) + sum(map(count_innermost, others))
+    for block, conv in convs:
+        block.become_fused(conv)
+    fused = {block: fuse_in_place(block) for block in others}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if fused.get(child, child) is not child:
+                setattr(parent, name, fused[child])
+    for backbone in model.modules():
+        if hasattr(backbone, 'training_form') and getattr(backbone, 'deploy', None) is False:
+            backbone.deploy = True
+    return count
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether ``block`` is a RepVGG block of this package, and so are all modules inside."""
+    package = type(block).__module__.partition('.')[0]
+    return hasattr(block, 'fused_conv') and not any(
+        has_hooks(part)
+        or parametrize.type_before_parametrizations(part).__module__.partition('.')[0]
+        not in ('torch', package)
+        for part in list(block.modules())[1:]
+    )
