@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.benchmark.record import markdown_table
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.engine import launch
+from mmseg_repvgg.markdown import markdown_table
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo_pspnet_repvgg_a0.py'

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
-from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.markdown import markdown_table
 
 SIZE = (512, 1024)
 """Height and width in pixels, those of mmseg's Cityscapes crops."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.plots import bars
-from mmseg_repvgg.benchmark.record import Record, markdown_table
+from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.benchmark.worker import resident_peak
+from mmseg_repvgg.markdown import markdown_table
 
 PAPER = {'plain': 1, 'residual': 2}
 """Feature maps that are held besides the block's input, at the peak, in maps of its size."""

@@ -9,7 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -182,13 +182,6 @@ def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
         agreement=agreement,
         failure=outcome.failure,
     )
-
-
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table in Markdown; a cell without value is a dash."""
-    titles = list(header)
-    lines = [titles, ['---'] * len(titles), *[['-' if c is None else c for c in r] for r in rows]]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
 
 
 def provenance(record: Record) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
-from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.markdown import markdown_table
 
 PAPER = {1: 9.96, 3: 38.10, 5: 10.57, 7: 9.38}
 """Kernel size: theoretical TFLOPS (two operations a multiply-add) on a 1080Ti, batch 32, 2048

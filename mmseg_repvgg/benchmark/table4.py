@@ -10,7 +10,8 @@ from typing import Any
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.execution import is_pytorch
 from mmseg_repvgg.benchmark.plots import scatter
-from mmseg_repvgg.benchmark.record import Record, Row, markdown_table
+from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.markdown import markdown_table
 
 
 @dataclass(frozen=True)

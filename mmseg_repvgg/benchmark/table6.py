@@ -8,7 +8,8 @@ from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
-from mmseg_repvgg.benchmark.record import Record, markdown_table
+from mmseg_repvgg.benchmark.record import Record
+from mmseg_repvgg.markdown import markdown_table
 
 PAPER: dict[str, tuple[tuple[str, ...], float, float]] = {
     '3x3': (('3x3',), 72.39, 1810),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mmseg_repvgg.analysis.live_bytes import LiveBytes
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.plots import bars
-from mmseg_repvgg.benchmark.record import Record, markdown_table
+from mmseg_repvgg.benchmark.record import Record
+from mmseg_repvgg.markdown import markdown_table
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.models.block import RepVGGBlock
 
