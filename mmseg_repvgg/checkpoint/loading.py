@@ -11,6 +11,8 @@ from mmseg_repvgg.checkpoint.names import (
     BACKBONE,
     SCHEMES,
     explain,
+    plain_names,
+    rename,
     scheme_of,
     translate,
 )
@@ -27,11 +29,17 @@ BLOCKS = ('stem.', 'stage_')
 def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bring weights into the names and the form of a model, as far as that is possible.
 
-    Names of the official code and of timm become ours; training weights that a fused part of the
-    model needs are fused.
+    Names of the official code and of timm become ours if the model has ours; training weights that
+    a fused part of the model needs are fused.
+
+    Args:
+        model: The model.
+        state: Tensors by name, as :func:`~mmseg_repvgg.checkpoint.reading.state_dict_of` gives.
     """
-    named = translate(state, 'ours') if scheme_of(state) in ('official', 'timm') else dict(state)
-    return fused_state(model, named)
+    own = {plain: name for name, plain in plain_names(model.state_dict()).items()}
+    if scheme_of(own) == 'ours' and scheme_of(state) in ('official', 'timm'):
+        state = translate(state, 'ours')
+    return fused_state(model, rename(state, lambda name: own.get(name, name)))
 
 
 def check_sound(state: Mapping[str, Tensor], source: str) -> None:
@@ -139,11 +147,15 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     check_sound(state, source)
     own = model.state_dict()
     scheme = scheme_of(state)
-    ours = {
-        name.removeprefix(BACKBONE): tensor
-        for name, tensor in (translate(state, 'ours') if scheme else state).items()
-    }
-    ours = fused_state(model, ours)
+    try:
+        ours = translate(state, 'ours') if scheme else state
+        ours = fused_state(model, rename(ours, lambda name: name.removeprefix(BACKBONE)))
+    except ValueError as error:
+        raise (
+            error
+            if isinstance(error, CheckpointError)
+            else CheckpointError(f'{source} cannot be loaded: {error}')
+        ) from error
     found = {name: ours[name] for name in own if name in ours}
     if scheme is None and not found:
         raise CheckpointError(

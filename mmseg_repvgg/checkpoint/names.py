@@ -24,6 +24,8 @@ from torch import Tensor
 BACKBONE = 'backbone.'
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 """What a conv or a BatchNorm of the block has."""
+COUNTERS = ('n_averaged', 'total_ops', 'total_params')
+"""Tensors that are no weights: of torch's ``AveragedModel``, and what thop leaves in a model."""
 CLASSIFIERS = ('.conv_seg.weight', 'head.fc.weight')
 """How the names of the layers end whose outputs are the classes: mmseg's heads, mmpretrain's."""
 Kernels = Mapping[str, tuple[int, int]]
@@ -161,6 +163,22 @@ def rename(state: Mapping[str, Any], new_name: Callable[[str], str]) -> dict[str
                 'weights of two models are mixed. Keep one of them'
             )
     return {new: state[name] for new, name in old.items()}
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Take off what wrappers of a model add to the names of its weights.
+
+    That is ``_orig_mod.`` (``torch.compile``) wherever it stands, and, where all names begin so,
+    ``module.`` (DistributedDataParallel, ``AveragedModel``) and ``model.`` (Lightning).
+
+    Returns:
+        The plain name by the given one, without counters of tools (:data:`COUNTERS`).
+    """
+    plain = {n: n.replace('_orig_mod.', '') for n in names if n.split('.')[-1] not in COUNTERS}
+    for prefix in ('module.', 'model.') * 2:  # a wrapper may be in another
+        if plain and all(name.startswith(prefix) for name in plain.values()):
+            plain = {name: new.removeprefix(prefix) for name, new in plain.items()}
+    return plain
 
 
 def _refuse_variants(names: Iterable[str], to: str) -> None:

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from mmseg_repvgg.checkpoint import torch_file
+from mmseg_repvgg.checkpoint.names import plain_names, rename
 from mmseg_repvgg.checkpoint.pickled import Refused
 
 EXPECTED = 'a checkpoint written by torch.save, or a .safetensors file'
 DOWNLOAD_AGAIN = 'Delete it and download or copy it again'
-WRAPPERS = ('state_dict', 'model', 'ema', 'model_state_dict', 'module', 'params')
+WRAPPERS = (
+    'state_dict', 'model', 'ema', 'model_state_dict', 'module', 'params', 'state_dict_ema',
+    'model_ema',
+)  # fmt: skip
 """Keys under which training codes put the state dict, in the order they are looked for."""
 
 
@@ -79,11 +83,11 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
             one of the keys ``WRAPPERS``, at any depth.
 
     Returns:
-        The tensors by name; what is not a tensor is left out. Of names that all begin with
-        ``module.``, as DistributedDataParallel makes them, that part is removed.
+        The tensors by their :func:`~mmseg_repvgg.checkpoint.names.plain_names`; what is not a
+        tensor is left out.
 
     Raises:
-        CheckpointError: If there are no tensors.
+        CheckpointError: If there are no tensors, or two have one plain name.
     """
     state: dict[str, Any] = checkpoint
     for _ in WRAPPERS:
@@ -95,9 +99,11 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
             f'no weights found: the checkpoint has the keys {_shown(checkpoint)}. Expected tensors '
             f'by name, or a dict of them under one of {", ".join(WRAPPERS)}'
         )
-    while all(name.startswith('module.') for name in tensors):
-        tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
-    return tensors
+    plain = plain_names(tensors)
+    try:
+        return rename({name: tensors[name] for name in plain}, plain.__getitem__)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _refuse_other_kinds(file: Path) -> None:

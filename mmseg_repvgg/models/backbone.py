@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_repvgg.checkpoint.loading import accept_training_weights, load_backbone
+from mmseg_repvgg.checkpoint.names import rename
 from mmseg_repvgg.checkpoint.reading import state_dict_of
 from mmseg_repvgg.checks import check_integer, check_layer_cfg, check_sequence, is_integer
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
@@ -167,14 +168,15 @@ class DilatedRepVGG(BaseModule):
         Raises:
             CheckpointError: If the pretrained weights do not fill the whole backbone.
         """
-        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
+        given = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
+        pretrained = [c for c in given if c and c['type'] in ('Pretrained', PretrainedInit)]
         if not pretrained:
             super().init_weights()
             return
-        source = self.init_cfg['checkpoint']
+        source = pretrained[-1]['checkpoint']  # it fills the whole backbone, whatever came before
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        prefix = self.init_cfg.get('prefix') or ''
-        state = {k.removeprefix(prefix): v for k, v in state_dict_of(checkpoint).items()}
+        prefix = pretrained[-1].get('prefix') or ''
+        state = rename(state_dict_of(checkpoint), lambda name: name.removeprefix(prefix))
         print_log(load_backbone(self, state, source), logger='current')
         self._is_init = True
 
