@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmseg_repvgg.checkpoint.pickled import Allowed, Placeholder, Refused, checked_keys
+from mmseg_repvgg.checkpoint.pickled import Allowed, Placeholder, Refused, checked_keys, short
 
 # The kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O' (pointers),
 # not 'V' (may contain 'O').
@@ -41,7 +41,7 @@ class Dtype(Placeholder):
     def __init__(self, spec: object, *_align_and_copy: object) -> None:
         dtype = np.dtype(spec) if type(spec) is str else None
         if dtype is None or dtype.kind not in PLAIN_KINDS or dtype.itemsize == 0:
-            raise Refused(f'numpy.dtype({spec!r})')
+            raise Refused(f'numpy.dtype({short(spec)})')
         self.numpy = dtype
 
     def set_state(self, state: Any) -> None:
@@ -60,7 +60,7 @@ class Array(Placeholder):
 
     def __init__(self, kind: object, *_shape_and_typecode: object) -> None:
         if kind is not NAMES['numpy.ndarray']:
-            raise Refused(f'an array of type {getattr(kind, "name", kind)!r}')
+            raise Refused(f'an array of {short(kind)}')
         self.numpy = np.empty(0)
 
     def set_state(self, state: Any) -> None:
@@ -69,7 +69,7 @@ class Array(Placeholder):
         if type(dtype) is not Dtype or type(data) is not bytes:
             raise Refused('numpy.ndarray of objects')
         if not all(type(length) is int for length in shape):
-            raise Refused(f'an array of shape {str(shape)[:40]}')
+            raise Refused(f'an array of shape {short(shape)}')
         if math.prod(shape) * dtype.numpy.itemsize != len(data):
             raise ValueError(f'{len(data)} bytes for an array of shape {shape}, {dtype.numpy}')
         view = np.ndarray(shape, dtype.numpy, data, order='F' if fortran else 'C')
@@ -114,7 +114,7 @@ class Method(Placeholder):
     def __init__(self, owner: object, name: object) -> None:
         full = owner.name if type(owner) is Allowed else ''
         if type(name) is not str or name not in METHODS.get(full, ()):
-            raise Refused(f'builtins.getattr(..., {name!r})')
+            raise Refused(f'builtins.getattr(..., {short(name)})')
         self.owner, self.name = full, name
 
     def make(self, resolve_part: Callable[[Any], Any]) -> Any:
@@ -180,7 +180,7 @@ def _dict(items: object = ()) -> dict[Any, Any]:
 def _defaultdict(factory: object = None) -> defaultdict[Any, Any]:
     value = factory.value if type(factory) is Allowed else factory
     if value is not None and value not in PLAIN_TYPES:
-        raise Refused(f'a defaultdict of {getattr(factory, "name", factory)}')
+        raise Refused(f'a defaultdict of {short(factory)}')
     return defaultdict(value)
 
 
@@ -220,13 +220,13 @@ def _check_fits(storage: Any, dtype: torch.dtype, offset: int, size: Any, stride
         raise Refused('a tensor without a storage')
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f'a tensor of size {tuple(size)} and stride {tuple(stride)}')
+        raise ValueError(f'a tensor of size {short(size)} and stride {short(stride)}')
     if 0 in size:
         return
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count = storage._untyped_storage.nbytes() // dtype.itemsize
     if last >= count or math.prod(size) > max(count, LARGEST_EXPANDED // dtype.itemsize):
-        raise ValueError(f'a tensor of size {tuple(size)} from a storage of {count} numbers')
+        raise ValueError(f'a tensor of size {short(size)} from a storage of {count} numbers')
 
 
 def _rebuild(name: str) -> Allowed:
@@ -241,22 +241,23 @@ def _rebuild(name: str) -> Allowed:
 
 
 def _rebuild_sparse(layout: Any, data: Any) -> Tensor:
+    check = not data[0].is_meta  # on that device there are no indices to check
     if layout is torch.sparse_coo:
-        return torch.sparse_coo_tensor(*data[:3], check_invariants=True)
-    return torch.sparse_compressed_tensor(*data[:4], layout=layout, check_invariants=True)
+        return torch.sparse_coo_tensor(*data[:3], check_invariants=check)
+    return torch.sparse_compressed_tensor(*data[:4], layout=layout, check_invariants=check)
 
 
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     """Stand for the function that makes tensors of a subclass, or with attributes."""
     if type(function) is not Allowed or function.call is None:
-        raise Refused(f'a call of {getattr(function, "name", function)}')
+        raise Refused(f'a call of {short(function)}')
     parts = state if type(state) is tuple else (state,)
     names = [name for part in parts for name in part or ()]
     if any(type(name) is not str or name.startswith('__') for name in names):
         raise Refused('a tensor with attributes that are not plain')
     subclass = kind.value if type(kind) is Allowed else None
     if not (isinstance(subclass, type) and issubclass(subclass, Tensor)):
-        raise Refused(f'a tensor of type {getattr(kind, "name", kind)}')
+        raise Refused(f'a tensor of type {short(kind)}')
     made = function.call(*args)
     return torch._tensor._rebuild_from_type_v2(lambda: made, subclass, (), state)
 
@@ -274,6 +275,7 @@ def _names() -> dict[str, Any]:
         'builtins.frozenset': lambda items=(): frozenset(checked_keys(_list(items))),
         'builtins.getattr': Method,
         'builtins.range': _only(int)(range),
+        'builtins.xrange': _only(int)(range),  # as protocol 2 writes it
         'builtins.set': lambda items=(): set(checked_keys(_list(items))),
         'builtins.slice': _only(int, type(None))(slice),
         'collections.Counter': lambda items=(): Counter(_dict(items)),

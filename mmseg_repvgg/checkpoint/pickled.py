@@ -22,6 +22,7 @@ from __future__ import annotations
 import datetime
 import pickle
 import re
+import reprlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePath
@@ -48,6 +49,11 @@ class Allowed:
 
     def __init__(self, name: str, call: Callable[..., Any] | None = None, value: Any = None):
         self.name, self.call, self.value = name, call, value
+
+
+def short(value: Any) -> str:
+    """A value from a file in a message. Lists of the same lists, 40 times over, stay short."""
+    return value.name if type(value) is Allowed else reprlib.repr(value)
 
 
 class Placeholder:
@@ -105,6 +111,7 @@ class Unpickler(pickle._Unpickler):
     stack: list[Any]  # of the class above, without types there
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
 
     def __init__(
         self,
@@ -127,14 +134,14 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Give a storage."""
         if self.load_storage is None or type(pid) is not tuple:
-            raise Refused(f'the object {str(pid)[:40]!r} of another file')
+            raise Refused(f'the object {short(pid)} of another file')
         return self.load_storage(pid)
 
     def load_reduce(self) -> None:
         """Call an allowed function."""
         args, function = self.stack.pop(), self.stack[-1]
         if type(function) is not Allowed or function.call is None or type(args) is not tuple:
-            raise Refused(f'a call of {getattr(function, "name", type(function).__name__)}')
+            raise Refused(f'a call of {short(function)}')
         self.stack[-1] = function.call(*args)
 
     def load_newobj(self) -> None:
@@ -184,7 +191,13 @@ class Unpickler(pickle._Unpickler):
 
     def load_frozenset(self) -> None:
         """Make a frozenset."""
-        self.append(frozenset(checked_keys(self.pop_mark())))
+        items = self.pop_mark()  # this changes self.append
+        self.append(frozenset(checked_keys(items)))
+
+    def load_bytearray8(self) -> None:
+        """Read a bytearray; pickle's own makes room for it before it reads."""
+        length = int.from_bytes(self.read(8), 'little')
+        self.append(bytearray(self.read(length)))
 
     def load_others(self) -> None:
         """Refuse what torch.save never writes."""
@@ -211,7 +224,8 @@ OPERATIONS = re.findall(
     'binfloat binbytes short_binbytes binbytes8 binstring short_binstring binunicode '
     'short_binunicode binunicode8 tuple tuple1 tuple2 tuple3 empty_tuple empty_list '
     'empty_dictionary empty_set binget long_binget binput long_binput memoize global stack_global '
-    'binpersid reduce newobj build append appends setitem setitems additems frozenset',
+    'binpersid reduce newobj build append appends setitem setitems additems frozenset '
+    'bytearray8',
 )
 """What pickles of protocols 2 to 5 consist of; none of these makes room for what is not there."""
 

@@ -63,6 +63,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
         loaded = torch_file.load(file, map_location)
     except Refused as error:
         raise _unsafe(file, str(error)) from error
+    except RecursionError as error:
+        raise _unreadable(file, ValueError('what it holds is nested too deeply')) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file can fail in torch, zip or numpy in many ways

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mmseg_repvgg.checkpoint.allowed_names import allowed_names
-from mmseg_repvgg.checkpoint.pickled import Allowed, Refused, Unpickler, resolve
+from mmseg_repvgg.checkpoint.pickled import Allowed, Refused, Unpickler, resolve, short
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the old kind
 MOST_COMPRESSED = 20
@@ -76,8 +76,13 @@ def _load_zip(stream: BinaryIO, restore: Restore) -> Any:
         if total > MOST_COMPRESSED * size + SMALL:
             raise ValueError(f'{size} bytes are unpacked to {total}, too many for a checkpoint')
         root = next(name for name in members if name.endswith('data.pkl')).removesuffix('data.pkl')
-        order = f'{root}byteorder'
-        swapped = order in members and archive.read(order) != sys.byteorder.encode()
+
+        def read(name: str) -> bytes:
+            info = members[root + name]
+            content: bytes = _member(stream, archive, info).read(info.file_size)
+            return content
+
+        swapped = f'{root}byteorder' in members and read('byteorder').decode() != sys.byteorder
         storages: dict[str, Any] = {}
 
         def load_storage(pid: tuple[Any, ...]) -> Any:
@@ -93,9 +98,7 @@ def _load_zip(stream: BinaryIO, restore: Restore) -> Any:
                 storages[key] = restore(storage, place)
             return _typed(storages[key], dtype)
 
-        info = members[f'{root}data.pkl']
-        content = io.BytesIO(_member(stream, archive, info).read(info.file_size))
-        return Unpickler(content, *allowed_names(), load_storage).load()
+        return Unpickler(io.BytesIO(read('data.pkl')), *allowed_names(), load_storage).load()
 
 
 def _member(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
@@ -120,7 +123,7 @@ def _load_old(stream: BinaryIO, restore: Restore) -> Any:
         raise ValueError('it is none of the files that torch.save writes')
     version, system = (Unpickler(bounded, *names).load() for _ in range(2))
     if version != PROTOCOL:
-        raise ValueError(f'protocol version {version!r}')
+        raise ValueError(f'protocol version {short(version)}')
     start, found = stream.tell(), {}
 
     def note_storage(pid: tuple[Any, ...]) -> Any:
@@ -168,12 +171,12 @@ class _Bounded:
 def _check_pid(pid: tuple[Any, ...], length: int) -> Iterator[Any]:
     """dtype, key, place and count of numbers of a storage, as the pickle describes it."""
     if len(pid) != length or pid[0] != 'storage' or type(pid[1]) is not Allowed:
-        raise Refused(f'the object {str(pid)[:40]!r} of another file')
+        raise Refused(f'the object {short(pid)} of another file')
     dtype, key, place, count = pid[1].value, *pid[2:5]
     if not (isinstance(dtype, torch.dtype) and type(key) is type(place) is str):
         raise Refused(f'a storage of type {pid[1].name}')
     if type(count) is not int or count < 0:
-        raise ValueError(f'a storage of {count!r} numbers')
+        raise ValueError(f'a storage of {short(count)} numbers')
     return iter((dtype, key, place, count))
 
 

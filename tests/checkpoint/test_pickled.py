@@ -1,15 +1,20 @@
 """No pickle in a checkpoint runs code, and what mmengine puts into one is read."""
 
 import contextlib
+import datetime
 import os
 import pickle
+import random
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleLR
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError, read_checkpoint
@@ -250,3 +255,95 @@ def test_a_history_in_a_loop_and_in_tuples_of_tuples(tmp_path):
     while isinstance(read['deep'], tuple):
         read['deep'] = read['deep'][-1]
     assert read['deep'].current() == 2.0
+
+
+def test_contents_of_other_kinds(tmp_path):
+    """What hooks and data sets may leave in the message hub and in the meta information."""
+    content = {
+        'metainfo': ConfigDict(classes=('road',), groups=dict(flat=[0]), more=[ConfigDict(id=0)]),
+        'set': {1, 2},
+        'frozen': frozenset({'a'}),
+        'path': Path('/x/y'),
+        'windows': PureWindowsPath('C:/x'),
+        'time': datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.timezone.utc),
+        'date': datetime.date(2024, 1, 2),
+        'delta': datetime.timedelta(days=1),
+        'slice': slice(1, None),
+        'range': range(3),
+        'complex': 1j,
+        'infinite': float('inf'),
+        'bytes': b'\xff\0a',
+        'bytearray': bytearray(b'\xff'),
+        'default': defaultdict(list, a=[np.float32(1)]),
+        'deque': deque([np.int64(1), 2], maxlen=5),
+        'size': torch.Size([1, 2]),
+        'dtype': torch.bfloat16,
+        'device': torch.device('cuda', 1),
+        'layout': torch.strided,
+        'numpy type': np.float32,
+        'numpy state': np.random.RandomState(0).get_state(),
+        'python state': random.Random(0).getstate(),
+        ('a', 1): {(0, 1): None, np.int64(3): 1, Path('x'): 2},
+    }
+    for protocol in (2, 4, 5):
+        torch.save(content, tmp_path / 'x.pth', pickle_protocol=protocol)
+        read = read_checkpoint(tmp_path / 'x.pth')
+        assert read.keys() == content.keys()
+        state, expected = read.pop('numpy state'), content['numpy state']
+        np.testing.assert_array_equal(state[1], expected[1])
+        assert state[2:] == expected[2:]
+        for key, value in read.items():
+            assert type(value) is type(content[key]), key
+            assert value == content[key], key
+        assert read['default'].default_factory is list
+        assert read['deque'].maxlen == 5
+        assert type(read['metainfo'].groups) is type(read['metainfo'].more[0]) is ConfigDict
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_one_cycle_schedulers_go_on(tmp_path, strategy):
+    """Their state holds a function; the rates go on as if nothing had been saved."""
+
+    def scheduler():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        return optimizer, OneCycleLR(
+            optimizer, eta_max=0.1, total_steps=8, by_epoch=False, anneal_strategy=strategy
+        )
+
+    def rates(optimizer, schedule, count):
+        found = []
+        for _ in range(count):
+            optimizer.step()
+            schedule.step()
+            found.append(optimizer.param_groups[0]['lr'])
+        return found
+
+    expected = rates(*scheduler(), 7)
+    assert len(set(expected)) > 4
+    first, schedule = scheduler()
+    start = rates(first, schedule, 3)
+    for protocol in (2, 4):
+        content = dict(param_schedulers=[schedule.state_dict()], optimizer=first.state_dict())
+        torch.save(content, tmp_path / 'x.pth', pickle_protocol=protocol)
+        read = read_checkpoint(tmp_path / 'x.pth')
+        second, resumed = scheduler()
+        second.load_state_dict(read['optimizer'])
+        resumed.load_state_dict(read['param_schedulers'][0])
+        assert start + rates(second, resumed, 4) == expected
+
+
+def test_tensors_of_subclasses_and_with_attributes(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    parameter.note = 'kept'
+    torch.save(dict(a=parameter), tmp_path / 'x.pth')
+    read = read_checkpoint(tmp_path / 'x.pth')['a']
+    assert (type(read), read.note, read.requires_grad) == (torch.nn.Parameter, 'kept', False)
+    torch.save(dict(a=torch.ones(2).as_subclass(Marked)), tmp_path / 'x.pth')
+    with pytest.raises(UnsafeCheckpointError, match='Marked'):
+        read_checkpoint(tmp_path / 'x.pth')
+    with allowed(Marked):
+        assert type(read_checkpoint(tmp_path / 'x.pth')['a']) is Marked
+
+
+class Marked(torch.Tensor):
+    pass
