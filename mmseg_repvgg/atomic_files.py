@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r'\.(?:.*\.)?(\d+)-[0-9a-f]{8}\.tmp([-.].*)?')
+"""The names that :func:`_temporary_name` gives, with the number of the process."""
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -33,7 +37,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         OSError: They cannot; the text names it, the reason and what to check.
     """
     folder = make_folder(path)
-    probe = folder / f'.{os.getpid()}.tmp'
+    probe = folder / _temporary_name()
     try:
         probe.touch()
         probe.unlink()
@@ -46,7 +50,14 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 
 def temporary_folder(folder: Path) -> str:
     """The beginning of the name of a temporary folder in another, which :func:`sweep` knows."""
-    return str(folder / f'.{os.getpid()}.tmp-')
+    return str(folder / _temporary_name(suffix='-'))
+
+
+def _temporary_name(stem: str = '', suffix: str = '') -> str:
+    """A hidden name that no other call gives, in whatever process, thread or machine."""
+    # of a long stem a part, for names must not exceed 255 bytes
+    beginning = f'.{stem[:40]}' if stem else ''
+    return f'{beginning}.{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}'
 
 
 @contextmanager
@@ -55,19 +66,24 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name starts with a dot, so that no scan for images or labels takes it for one, and
     keeps the suffix. Through a link its target is written. What had the name before stays until the
-    new file is complete and on disk.
+    new file is complete and on disk; its permissions are kept.
 
     Raises:
-        OSError: The file cannot be written; the text names it, the reason and what to check.
+        OSError: The file cannot be written; the text names it, the reason and what to check. What
+            the block raises about other files is raised as it is.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
-    temporary = target.with_name(f'.{target.stem}.{os.getpid()}.tmp{target.suffix}')
+    temporary = target.with_name(_temporary_name(target.stem, target.suffix))
     try:
         yield temporary
-        with temporary.open('rb') as stream:
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, temporary)
+        with temporary.open('rb+') as stream:  # Windows flushes no file that is open for reading
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
         check = (
             f'Check that {target.parent} is a folder you may write to, with enough free space; the '
             'file of that name is as before'
@@ -79,7 +95,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _explained(error: OSError, what: str, check: str) -> OSError:
-    return type(error)(error.errno, f'{what}: {error.strerror or error}. {check}')
+    # OSError chooses the subclass by the number
+    return OSError(error.errno, f'{what}: {error.strerror or error}. {check}')
 
 
 def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
@@ -91,8 +108,8 @@ def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
             another machine, which cannot be seen from here.
     """
     for entry in Path(folder).glob('.*'):
-        match = re.fullmatch(r'\.(?:.*\.)?(\d+)\.tmp([-.].*)?', entry.name)
-        if match is None or Path(f'/proc/{match[1]}').exists():
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match is None or _is_running(int(match[1])):
             continue
         with suppress(OSError):
             if time.time() - entry.stat().st_mtime < age:
@@ -101,3 +118,16 @@ def sweep(folder: str | os.PathLike[str], age: float = 3600) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of that number; True where one cannot ask (Windows)."""
+    if os.name != 'posix':
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
