@@ -20,9 +20,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mmseg_repvgg.reparam.module_hooks import has_hooks
 
 TAPS = 3
 """Of the bottleneck's kernel, per axis."""
+
+KNOWN_METHODS = (('PSPHead', '_forward_feature'), ('UPerHead', 'psp_forward'))
+"""The class and method of mmseg's heads that apply the bottleneck to the concat, and no more."""
 
 
 class Axis(NamedTuple):
@@ -73,6 +79,8 @@ class PyramidBottleneck(nn.Module):
             _conv(kernel.permute(0, 2, 3, 1).reshape(-1, kernel.shape[1], 1, 1), None)
             for kernel in kernels[1:]
         )
+        for part in (self.conv, self.spread):
+            part.requires_grad_(whole.weight.requires_grad)
         self.norm = bottleneck.norm if bottleneck.with_norm else nn.Identity()
         self.activate = bottleneck.activate if bottleneck.with_activation else nn.Identity()
         self.training = bottleneck.training
@@ -93,12 +101,19 @@ class PyramidBottleneck(nn.Module):
         return self.activate(self.norm(self.conv(x) + from_pyramid))
 
     def _matrices(self, x: Tensor) -> tuple[Axis, Axis]:
-        """The constants for the size, dtype and device of ``x``; those of the last are kept."""
+        """The constants for the size, dtype and device of ``x``; those of the last are kept.
+
+        Threads may use several sizes at once: a kept entry is replaced, and never changed.
+        """
         key = (*x.shape[2:], x.dtype, x.device)
-        if key not in self._axes:
-            axes = [self._axis(length, x) for length in x.shape[2:]]
-            self._axes = {key: (axes[0], axes[1])}
-        return self._axes[key]
+        axes = self._axes.get(key)
+        is_fake = isinstance(x, FakeTensor) and not torch.compiler.is_exporting()
+        if axes is None or is_fake:
+            with torch.inference_mode(False), torch.no_grad():  # to be kept for all modes
+                axes = self._axis(x.shape[2], x), self._axis(x.shape[3], x)
+            if not torch.compiler.is_compiling() and type(axes[0].pool[0]) is Tensor:
+                self._axes = {key: axes}
+        return axes
 
     def _axis(self, length: int, like: Tensor) -> Axis:
         pool = [pooling_matrix(length, scale) for scale in self.scales]
@@ -120,8 +135,9 @@ class NoPyramid(nn.Module):
 def linearize_pyramids(model: nn.Module) -> int:
     """Replace the pyramid and bottleneck of every head that has them; in place.
 
-    A head is told by mmseg's names: ``psp_modules``, ``bottleneck`` and ``align_corners``. One
-    whose layers are of another kind (a bottleneck that is no 3x3 conv) is left.
+    A head is identified by the method that it has from mmseg's ``PSPHead`` or ``UPerHead``. One
+    with layers of another kind (a bottleneck that is no 3x3 conv), or with hooks on what would be
+    replaced, is left.
 
     Args:
         model: Any module.
@@ -129,16 +145,13 @@ def linearize_pyramids(model: nn.Module) -> int:
     Returns:
         The number of heads changed: 0 if there are none.
     """
-    count = 0
-    heads: list[Any] = list(model.modules())
-    for head in heads:
-        if _has_pyramid(head):
-            merged = PyramidBottleneck(head.psp_modules, head.bottleneck, head.align_corners)
-            head.psp_modules, head.bottleneck = NoPyramid(), merged
-            if getattr(head._forward_feature, '__qualname__', '') == 'PSPHead._forward_feature':
-                head._forward_feature = partial(_without_concat, head)
-            count += 1
-    return count
+    heads: list[Any] = [module for module in model.modules() if _has_pyramid(module)]
+    merged = [PyramidBottleneck(h.psp_modules, h.bottleneck, h.align_corners) for h in heads]
+    for head, bottleneck in zip(heads, merged, strict=True):
+        head.psp_modules, head.bottleneck = NoPyramid(), bottleneck
+        if not hasattr(head, 'psp_forward'):
+            head._forward_feature = partial(_without_concat, head)
+    return len(heads)
 
 
 def _without_concat(head: Any, inputs: Any) -> Tensor:
@@ -147,21 +160,36 @@ def _without_concat(head: Any, inputs: Any) -> Tensor:
 
 
 def _has_pyramid(head: Any) -> bool:
+    is_known = any(
+        getattr(getattr(type(head), name, None), '__qualname__', '') == f'{kind}.{name}'
+        and name not in vars(head)
+        for kind, name in KNOWN_METHODS
+    )
     pyramid: Any = getattr(head, 'psp_modules', None)
     bottleneck = getattr(head, 'bottleneck', None)
     conv = getattr(bottleneck, 'conv', None)
     return (
-        isinstance(pyramid, nn.ModuleList)
+        is_known
+        and type(pyramid).__name__ == 'PPM'
         and all(_is_scale(part) for part in pyramid)
         and type(conv) is nn.Conv2d
+        and 'weight' in conv._parameters  # and is not computed before each call
         and (conv.kernel_size, conv.stride, conv.padding) == ((TAPS, TAPS), (1, 1), (1, 1))
         and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, 'zeros')
         and tuple(getattr(bottleneck, 'order', ())) == ('conv', 'norm', 'act')
+        and not any(map(has_hooks, (pyramid, *pyramid, bottleneck, conv)))
     )
 
 
 def _is_scale(part: Any) -> bool:
-    return isinstance(part, nn.Sequential) and len(part) == 2 and _scale(part[0]) > 0
+    """Whether it is a pooling and a ConvModule."""
+    return (
+        isinstance(part, nn.Sequential)
+        and len(part) == 2
+        and _scale(part[0]) > 0
+        and not has_hooks(part[0])
+        and isinstance(getattr(part[1], 'conv', None), nn.Conv2d)
+    )
 
 
 def _scale(pool: Any) -> int:
