@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
 from mmseg_repvgg.reparam.branches import fuse_branches
 from mmseg_repvgg.reparam.dilation import undilate
+from mmseg_repvgg.reparam.module_hooks import computed_weights
 from mmseg_repvgg.reparam.pyramid import linearize_pyramids
 from mmseg_repvgg.reparam.values import check_values
 
@@ -78,12 +80,15 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 def apply_rewrites(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, int]:
     """Apply rewrites to ``model``, in place; by default :func:`default_names`.
 
+    Each rewrite is applied wholly or not at all; those before one that fails stay applied.
+
     Returns:
         How many places each rewrite changed, by name.
 
     Raises:
         ValueError: On an unknown name, where a rewrite has nothing to act on or cannot act, or if
             a weight is NaN or infinite or a variance negative.
+        EquivalenceError: As :func:`mmseg_repvgg.reparam.branches.fuse_branches`.
     """
     chosen = default_names(model) if names is None else check_names(names)
     check_values(model)
@@ -106,7 +111,8 @@ def deployed_copy(
     Raises:
         ValueError: As :func:`apply_rewrites`.
     """
-    deployed = copy.deepcopy(model)
+    with torch.no_grad(), computed_weights(model):  # a weight with a graph cannot be copied
+        deployed = copy.deepcopy(model)
     for module in deployed.modules():
         for name in [n for n in vars(module) if callable(getattr(type(module), n, None))]:
             delattr(module, name)
