@@ -17,142 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmseg_repvgg.checkpoint.pickled import Allowed, Placeholder, Refused, checked_keys, short
+from mmseg_repvgg.checkpoint.pickled import Allowed, Refused, checked_keys, short
+from mmseg_repvgg.checkpoint.placeholders import (
+    HISTORY,
+    METHODS,
+    NDARRAY,
+    ONE_CYCLE,
+    Array,
+    ConfigDict,
+    Dtype,
+    History,
+    Method,
+    array_from_buffer,
+    make_scalar,
+)
 
-# The kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O' (pointers),
-# not 'V' (may contain 'O').
-PLAIN_KINDS = 'biufcSU'
-HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
-METHODS = {
-    HISTORY: ('min', 'max', 'mean', 'current'),  # its default statistics
-    ONE_CYCLE: ('_annealing_cos', '_annealing_linear'),
-}
-"""The functions that objects of mmengine keep: parts of a class, by its name."""
 LARGEST_EXPANDED = 2**20
 """Bytes that a tensor with a stride of 0 may seem to have beyond those of its storage."""
-
-
-class Dtype(Placeholder):
-    """Stands for ``numpy.dtype``: plain numbers and strings only."""
-
-    __slots__ = ('numpy',)
-
-    def __init__(self, spec: object, *_align_and_copy: object) -> None:
-        dtype = np.dtype(spec) if type(spec) is str else None
-        if dtype is None or dtype.kind not in PLAIN_KINDS or dtype.itemsize == 0:
-            raise Refused(f'numpy.dtype({short(spec)})')
-        self.numpy = dtype
-
-    def set_state(self, state: Any) -> None:
-        """Take the byte order. The rest is fixed by the kind and is not taken from the file."""
-        self.numpy = self.numpy.newbyteorder(state[1])
-
-    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Give numpy's dtype."""
-        return self.numpy
-
-
-class Array(Placeholder):
-    """Stands for ``numpy.ndarray``."""
-
-    __slots__ = ('numpy',)
-
-    def __init__(self, kind: object, *_shape_and_typecode: object) -> None:
-        if kind is not NAMES['numpy.ndarray']:
-            raise Refused(f'an array of {short(kind)}')
-        self.numpy = np.empty(0)
-
-    def set_state(self, state: Any) -> None:
-        """Take shape, dtype and bytes."""
-        _, shape, dtype, fortran, data = state
-        if type(dtype) is not Dtype or type(data) is not bytes:
-            raise Refused('numpy.ndarray of objects')
-        if not all(type(length) is int for length in shape):
-            raise Refused(f'an array of shape {short(shape)}')
-        if math.prod(shape) * dtype.numpy.itemsize != len(data):
-            raise ValueError(f'{len(data)} bytes for an array of shape {shape}, {dtype.numpy}')
-        view = np.ndarray(shape, dtype.numpy, data, order='F' if fortran else 'C')
-        self.numpy = view.copy('A')
-
-    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Give the array."""
-        return self.numpy
-
-
-class History(Placeholder):
-    """Stands for ``mmengine.logging.HistoryBuffer``."""
-
-    __slots__ = ('state',)
-
-    def __init__(self) -> None:
-        self.state: Any = {}
-
-    def set_state(self, state: Any) -> None:
-        """Take the attributes."""
-        self.state = state
-
-    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Make mmengine's object, or without mmengine a dict of the same contents."""
-        contents = {
-            'log_history': resolve_part(self.state['_log_history']),
-            'count_history': resolve_part(self.state['_count_history']),
-            'max_length': int(self.state['max_length']),
-        }
-        try:
-            from mmengine.logging import HistoryBuffer
-        except ImportError:
-            return contents
-        return HistoryBuffer(**contents)
-
-
-class Method(Placeholder):
-    """Stands for one of :data:`METHODS`; only its name is kept."""
-
-    __slots__ = ('name', 'owner')
-
-    def __init__(self, owner: object, name: object) -> None:
-        full = owner.name if type(owner) is Allowed else ''
-        if type(name) is not str or name not in METHODS.get(full, ()):
-            raise Refused(f'builtins.getattr(..., {short(name)})')
-        self.owner, self.name = full, name
-
-    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Give the function that OneCycleLR calls; a history has its own, and needs no other."""
-        if self.owner == ONE_CYCLE:
-            try:
-                from mmengine.optim import scheduler
-            except ImportError:
-                return self.name
-            return getattr(scheduler.OneCycleParamScheduler, self.name)
-        return self.name
-
-
-class ConfigDict(Placeholder):
-    """Stands for mmengine's ``ConfigDict``, in a data set's ``metainfo`` for example."""
-
-    __slots__ = ('items',)
-
-    def __init__(self, items: Any = ()) -> None:
-        self.items = _dict(items)
-
-    def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Make mmengine's object, or without mmengine a dict."""
-        items = resolve_part(self.items)
-        try:
-            from mmengine.config import ConfigDict
-        except ImportError:
-            return items
-        return ConfigDict(items)
-
-
-def _scalar(dtype: object, data: object) -> np.generic:
-    """Stand for numpy's ``scalar``."""
-    if type(dtype) is not Dtype or type(data) is not bytes:
-        raise Refused('numpy scalar of an object')
-    if len(data) != dtype.numpy.itemsize:
-        raise ValueError(f'{len(data)} bytes for a number of type {dtype.numpy}')
-    return np.frombuffer(data, dtype.numpy)[0]
 
 
 def _encode(text: object = '', encoding: object = 'latin1') -> bytes:
@@ -215,7 +96,7 @@ def _only(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 # Tensors. A tensor that is larger than its storage would have torch enlarge the storage.
 
 
-def _check_fits(storage: Any, dtype: torch.dtype, offset: int, size: Any, stride: Any) -> None:
+def _check_fits(storage: Any, dtype: Any, offset: int, size: Any, stride: Any) -> None:
     if not isinstance(storage, torch.storage.TypedStorage):
         raise Refused('a tensor without a storage')
     numbers = (offset, *size, *stride)
@@ -298,7 +179,8 @@ def _names() -> dict[str, Any]:
         calls[f'pathlib.{name}'] = calls[f'pathlib._local.{name}'] = _path(name)
     for package in ('numpy.core', 'numpy._core'):  # numpy 1 and 2; both read both
         calls[f'{package}.multiarray._reconstruct'] = Array
-        calls[f'{package}.multiarray.scalar'] = _scalar
+        calls[f'{package}.numeric._frombuffer'] = array_from_buffer
+        calls[f'{package}.multiarray.scalar'] = make_scalar
     for name in ('_rebuild_parameter', '_rebuild_parameter_with_state'):
         calls[f'torch._utils.{name}'] = getattr(torch._utils, name)
     meta = '_rebuild_meta_tensor_no_storage'
@@ -307,11 +189,10 @@ def _names() -> dict[str, Any]:
     for kind in PLAIN_TYPES:
         full = f'{kind.__module__}.{kind.__name__}'
         names[full] = Allowed(full, calls.get(full), kind)
-    for kind in (Tensor, nn.Parameter):
-        full = f'{kind.__module__}.{kind.__name__}'
-        names[full] = Allowed(full, None, kind)
+    parameter = 'torch.nn.parameter.Parameter'
+    names[parameter] = Allowed(parameter, None, nn.Parameter)
     names['torch.Tensor'] = names['torch._tensor.Tensor'] = Allowed('torch.Tensor', None, Tensor)
-    names['numpy.ndarray'] = Allowed('numpy.ndarray', None, np.ndarray)
+    names[NDARRAY.name] = NDARRAY
     names[ONE_CYCLE] = Allowed(ONE_CYCLE)
     for owner, methods in METHODS.items():  # as protocol 4 writes them
         names |= {f'{owner}.{name}': Method(names[owner], name) for name in methods}

@@ -232,7 +232,7 @@ OPERATIONS = re.findall(
 
 def _dispatch() -> dict[int, Callable[[Any], None]]:
     names = {f'load_{name}' for name in OPERATIONS}
-    found = dict.fromkeys(range(256), Unpickler.load_others)
+    found: dict[int, Callable[[Any], None]] = dict.fromkeys(range(256), Unpickler.load_others)
     for code, function in pickle._Unpickler.dispatch.items():
         if function.__name__ in names:
             found[code] = getattr(Unpickler, function.__name__)

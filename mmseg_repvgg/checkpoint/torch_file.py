@@ -124,7 +124,8 @@ def _load_old(stream: BinaryIO, restore: Restore) -> Any:
     version, system = (Unpickler(bounded, *names).load() for _ in range(2))
     if version != PROTOCOL:
         raise ValueError(f'protocol version {short(version)}')
-    start, found = stream.tell(), {}
+    start = stream.tell()
+    found: dict[str, tuple[torch.dtype, str, int]] = {}
 
     def note_storage(pid: tuple[Any, ...]) -> Any:
         dtype, key, place, count = _check_pid(pid, 6)
@@ -188,7 +189,8 @@ def _fill(storage: torch.UntypedStorage, stream: Any) -> None:
     """Read the bytes of a storage."""
     if storage.nbytes():
         bytes_of = torch.empty(0, dtype=torch.uint8, device='cpu').set_(storage)  # type: ignore[call-overload]
-        view = memoryview(bytes_of.numpy())
+        array: Any = bytes_of.numpy()
+        view = memoryview(array)
         while view:
             count = stream.readinto(view)
             if not count:

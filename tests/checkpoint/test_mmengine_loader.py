@@ -6,10 +6,17 @@ import sys
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend, io
+from mmengine.fileio.backends import registry_utils
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
 
-from mmseg_repvgg.checkpoint import UnsafeCheckpointError, mmengine_loader, read_checkpoint
+from mmseg_repvgg.checkpoint import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    mmengine_loader,
+    read_checkpoint,
+)
 from tests.checkpoint import payloads
 
 
@@ -140,3 +147,24 @@ def test_missing_file_and_home(tmp_path, monkeypatch):
     torch.save({'a': torch.ones(1)}, tmp_path / 'x.pth')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert CheckpointLoader.load_checkpoint('~/x.pth').keys() == {'a'}
+
+
+@pytest.mark.parametrize('scheme', ['s3', 'cluster:s3', 'petrel', 'own'])
+def test_file_backends_of_mmengine(tmp_path, monkeypatch, trained, scheme):
+    """With a backend made up for it; Petrel's needs a package that few have."""
+
+    class Backend(LocalBackend):
+        def get(self, filepath):
+            return super().get(filepath.split('://')[1])
+
+    backends = dict(registry_utils.prefix_to_backends)
+    monkeypatch.setattr(registry_utils, 'prefix_to_backends', backends)
+    monkeypatch.setattr(io, 'prefix_to_backends', backends)
+    backends[scheme.split(':')[-1]] = Backend
+    read = CheckpointLoader.load_checkpoint(f'{scheme}://{trained}/iter_2.pth', 'cpu')
+    assert 'message_hub' in read
+    file = payloads.save(tmp_path / 'x.pth', payloads.by_eval(tmp_path / 'trace'), 'meta')
+    with pytest.raises(UnsafeCheckpointError, match=f'^{scheme}://.*x.pth asks for eval'):
+        CheckpointLoader.load_checkpoint(f'{scheme}://{file}')
+    with pytest.raises(CheckpointError, match="no file backend for 'unknown'"):
+        CheckpointLoader.load_checkpoint('unknown://x.pth')

@@ -1,6 +1,7 @@
 """mmengine reads checkpoints from the web safely; the web is a server on this machine."""
 
 import functools
+import hashlib
 import http.server
 import os
 import threading
@@ -46,7 +47,45 @@ def test_download_is_read_safely_and_cached(web, tmp_path):
         read = CheckpointLoader.load_checkpoint(f'{url}/x.pth', map_location='cpu')
         assert read['state_dict'].keys() == {'weight', 'bias'}
     assert len(requests) == 1
-    assert os.listdir(tmp_path / 'cache' / 'hub' / 'checkpoints') == ['x.pth']
+    cache = tmp_path / 'cache' / 'hub' / 'checkpoints'
+    assert sorted(os.listdir(cache)) == ['x.pth', 'x.pth.url']
+    assert (cache / 'x.pth.url').read_text() == f'{url}/x.pth'
+
+
+def test_files_of_one_name_do_not_collide(web, tmp_path):
+    folder, url, requests = web
+    for name in ('a', 'b'):
+        (folder / name).mkdir()
+        torch.save({name: torch.ones(1)}, folder / name / 'x.pth')
+    for _ in range(2):
+        for name in ('a', 'b'):
+            assert CheckpointLoader.load_checkpoint(f'{url}/{name}/x.pth').keys() == {name}
+        assert CheckpointLoader.load_checkpoint(f'{url}/b/x.pth?of=b').keys() == {'b'}
+    assert len(requests) == 3
+
+
+def test_a_file_put_into_the_cache_is_used(web, tmp_path):
+    _, url, requests = web
+    cache = tmp_path / 'cache' / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(dict(mine=torch.ones(1)), cache / 'x.pth')
+    assert CheckpointLoader.load_checkpoint(f'{url}/x.pth').keys() == {'mine'}
+    assert requests == []
+
+
+def test_the_hash_in_a_name_is_checked(web, tmp_path):
+    folder, url, _ = web
+    content = payloads.save(folder / 'x.pth', '', 'meta').read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    good, wrong = f'good-{digest[:8]}.pth', 'bad-0a0a0a0a.pth'
+    for name in (good, wrong, 'of-20241231.pth'):  # the last is a date
+        (folder / name).write_bytes(content)
+    assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/of-20241231.pth')
+    if not digest[:8].isdigit():
+        assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/{good}')
+    with pytest.raises(CheckpointError, match='not the file that its name says.*0a0a0a0a'):
+        CheckpointLoader.load_checkpoint(f'{url}/{wrong}')
+    assert not (tmp_path / 'cache' / 'hub' / 'checkpoints' / wrong).exists()
 
 
 def test_download_does_not_run_what_is_in_it(web, tmp_path):

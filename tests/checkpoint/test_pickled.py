@@ -281,6 +281,7 @@ def test_contents_of_other_kinds(tmp_path):
         'device': torch.device('cuda', 1),
         'layout': torch.strided,
         'numpy type': np.float32,
+        'arrays': [np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.ones((2, 2), '>i4')],
         'numpy state': np.random.RandomState(0).get_state(),
         'python state': random.Random(0).getstate(),
         ('a', 1): {(0, 1): None, np.int64(3): 1, Path('x'): 2},
@@ -292,6 +293,9 @@ def test_contents_of_other_kinds(tmp_path):
         state, expected = read.pop('numpy state'), content['numpy state']
         np.testing.assert_array_equal(state[1], expected[1])
         assert state[2:] == expected[2:]
+        for array, expected in zip(read.pop('arrays'), content['arrays'], strict=True):
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array, expected)
         for key, value in read.items():
             assert type(value) is type(content[key]), key
             assert value == content[key], key
