@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +53,30 @@ def test_wrong_files_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match=r'must end in .pth or .safetensors'):
         convert_weights(tmp_path / 'other.pth', tmp_path / 'out.onnx', 'timm')
     assert [p.name for p in tmp_path.iterdir()] == ['other.pth']
+
+
+def test_the_tool_names_the_architecture(tmp_path):
+    """Which stands in the table of the models; reading and renaming need no models."""
+    with torch.device('meta'):
+        shapes = {n: t.shape for n, t in DilatedRepVGG('A0', deploy=True).state_dict().items()}
+    state = {f'backbone.{name}': torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / 'a.pth')
+    arguments = [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth'), '--to', 'timm']
+    tool = str(Path(__file__).parents[2] / 'tools' / 'convert_weights.py')
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, tool, *arguments], check=True, env=environment)
+    stamp = torch.load(tmp_path / 'b.pth')['meta']['mmseg_repvgg']
+    assert (stamp['architecture'], stamp['form']) == ('A0', 'deploy')
+
+
+@pytest.mark.parametrize('package', ['models', 'accel', 'engine', 'deploy'])
+def test_checkpoint_imports_nothing_that_builds_on_it(package):
+    code = f"""
+import importlib, pkgutil, sys
+import mmseg_repvgg.checkpoint as package
+for module in pkgutil.iter_modules(package.__path__):
+    importlib.import_module(package.__name__ + '.' + module.name)
+sys.exit('mmseg_repvgg.{package}' in sys.modules)
+"""
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, '-c', code], check=True, env=environment)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 
 from mmseg_repvgg.checkpoint.names import SCHEMES, translate
 from mmseg_repvgg.models import DilatedRepVGG
@@ -24,3 +25,17 @@ def test_pretrained_unwraps_every_form(tmp_path, form, scheme):
     model.init_weights()
     for ours, theirs in zip(model(x), source(x), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+@pytest.mark.parametrize('as_list', [False, True])
+def test_every_way_to_ask_for_pretrained_weights(tmp_path, kind, as_list):
+    source = randomise_batchnorms(DilatedRepVGG(TINY))
+    state = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
+    file = write('bare', translate(state, 'official'), tmp_path)
+    init_cfg = dict(type=kind, checkpoint=str(file), prefix='backbone.')
+    if as_list:
+        init_cfg = [dict(type='Kaiming', layer='Conv2d'), init_cfg]
+    model = DilatedRepVGG(TINY, init_cfg=init_cfg)
+    model.init_weights()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())

@@ -14,6 +14,16 @@ WRAPPINGS = {
     'ema': lambda state: dict(ema=state, step=7),
     'nested': lambda state: dict(model=dict(state_dict=state)),
     'module': lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
+    'compiled': lambda state: {f'_orig_mod.{name}': tensor for name, tensor in state.items()},
+    'averaged': lambda state: {
+        'n_averaged': torch.tensor(3),
+        **{f'module.{name}': tensor for name, tensor in state.items()},
+    },
+    'lightning': lambda state: dict(
+        state_dict={f'model.{name}': tensor for name, tensor in state.items()}, epoch=3
+    ),
+    'state_dict_ema': lambda state: dict(state_dict_ema=state),
+    'counted': lambda state: {**state, 'head.total_ops': torch.zeros(1)},
     'module in model': lambda state: dict(model={f'module.{n}': t for n, t in state.items()}),
 }
 FORMS = (*WRAPPINGS, 'safetensors')

@@ -1,0 +1,228 @@
+"""Names of weights: three schemes, what wrappers add, and what names and shapes tell."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmseg_repvgg.checkpoint import CheckpointError, state_dict_of
+from mmseg_repvgg.checkpoint.loading import adapted, load_backbone, load_strictly
+from mmseg_repvgg.checkpoint.names import (
+    SCHEMES,
+    explain,
+    identify,
+    plain_names,
+    rename,
+    scheme_of,
+    translate,
+)
+from mmseg_repvgg.models import ARCHS, DilatedRepVGG
+from tests.common import TINY, randomise_batchnorms
+
+# the same tensor in the three schemes, written out from the three code bases
+ROWS = [
+    ('backbone.stem.branch_3x3.conv.weight', 'stage0.rbr_dense.conv.weight',
+     'stem.conv_kxk.conv.weight'),
+    ('backbone.stem.branch_reparam.bias', 'stage0.rbr_reparam.bias', 'stem.reparam_conv.bias'),
+    ('backbone.stage_1.0.branch_1x1.norm.running_var', 'stage1.0.rbr_1x1.bn.running_var',
+     'stages.0.0.conv_1x1.bn.running_var'),
+    ('backbone.stage_3.13.branch_norm.num_batches_tracked',
+     'stage3.13.rbr_identity.num_batches_tracked', 'stages.2.13.identity.num_batches_tracked'),
+    ('backbone.stage_4.0.se_layer.conv1.conv.weight', 'stage4.0.se.down.weight',
+     'stages.3.0.attn.fc1.weight'),
+    ('backbone.stage_2.1.se_layer.conv2.conv.bias', 'stage2.1.se.up.bias',
+     'stages.1.1.attn.fc2.bias'),
+    ('head.fc.weight', 'linear.weight', 'head.fc.weight'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('source', SCHEMES)
+@pytest.mark.parametrize('target', SCHEMES)
+def test_names_written_out_by_hand(source, target):
+    here, there = list(SCHEMES).index(source), list(SCHEMES).index(target)
+    state = {row[here]: torch.tensor(float(i)) for i, row in enumerate(ROWS)}
+    assert scheme_of(state) == source
+    expected = {row[there]: float(i) for i, row in enumerate(ROWS)}
+    assert {k: float(v) for k, v in translate(state, target).items()} == expected
+
+
+@pytest.mark.parametrize('name', ['A0', 'B1g4', 'D2se'])
+@pytest.mark.parametrize('deploy', [False, True])
+def test_there_and_back_gives_the_same_names(name, deploy):
+    with torch.device('meta'):
+        model = DilatedRepVGG(name, deploy=deploy)
+    ours = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    for scheme in ('official', 'timm'):
+        other = translate(ours, scheme)
+        assert not set(other) & set(ours)
+        assert scheme_of(other) == scheme
+        back = translate(other, 'ours')
+        assert list(back) == list(ours)
+        assert all(back[k] is ours[k] for k in ours)
+
+
+def test_pretrained_takes_every_scheme_with_or_without_prefix(tmp_path, caplog):
+    source = DilatedRepVGG(TINY)
+    randomise_batchnorms(source)
+    ours = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+    variants = {scheme: translate(ours, scheme) for scheme in SCHEMES}
+    variants['bare'] = source.state_dict()
+    variants['student'] = {f'student.{k}': v for k, v in ours.items()}
+    for name, state in variants.items():
+        file = tmp_path / f'{name}.pth'
+        torch.save(dict(state_dict=state), file)
+        prefix = 'student.backbone.' if name == 'student' else 'backbone.'
+        model = DilatedRepVGG(
+            TINY,
+            init_cfg=dict(
+                type='Pretrained', checkpoint=str(tmp_path / f'{name}.pth'), prefix=prefix
+            ),
+        )
+        model.init_weights()
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
+
+
+def test_what_does_not_fill_the_backbone_is_refused():
+    model = DilatedRepVGG(TINY)
+    state = translate({f'backbone.{k}': v for k, v in model.state_dict().items()}, 'official')
+    with pytest.raises(CheckpointError, match=r'holds no RepVGG weights: of 1 tensors, layer1.0'):
+        load_backbone(model, {'layer1.0.conv1.weight': torch.zeros(1)}, 'r50.pth')
+    half = {k: v for k, v in state.items() if not k.startswith('stage3')}
+    with pytest.raises(CheckpointError, match=r'a.pth does not fit the model: .* missing'):
+        load_backbone(model, half, 'a.pth')
+    fused = DilatedRepVGG(TINY, deploy=True)
+    with pytest.raises(CheckpointError, match='Fused weights have no branches to train'):
+        load_backbone(model, fused.state_dict(), 'a.pth')
+    with pytest.raises(CheckpointError, match='of another shape'):
+        load_backbone(DilatedRepVGG(dict(TINY, width_factor=(0.25,) * 4)), state, 'a.pth')
+    with pytest.raises(ValueError, match="unknown naming scheme 'keras'"):
+        translate(state, 'keras')
+    with pytest.raises(ValueError, match='in none of the schemes'):
+        translate({'a': torch.zeros(1)}, 'ours')
+
+
+# What wrappers of a model add to names.
+
+
+@pytest.mark.parametrize(
+    ('given', 'plain'),
+    [
+        (['_orig_mod.a', '_orig_mod.b.c'], ['a', 'b.c']),
+        (['backbone._orig_mod.a', 'head.b'], ['backbone.a', 'head.b']),
+        (['module._orig_mod.a'], ['a']),
+        (['_orig_mod.module.a', '_orig_mod.module.b'], ['a', 'b']),
+        (['n_averaged', 'module.a', 'module.b'], ['a', 'b']),
+        (['model.a', 'model.b'], ['a', 'b']),
+        (['model.module.a'], ['a']),
+        (['model.a', 'loss.b'], ['model.a', 'loss.b']),
+        (['a.weight', 'a.total_ops', 'a.total_params'], ['a.weight']),
+        ([], []),
+    ],
+)
+def test_plain_names(given, plain):
+    assert list(plain_names(given).values()) == plain
+    if given:
+        state = {name: torch.ones(1) for name in given}
+        assert list(state_dict_of(dict(state_dict=state))) == plain
+
+
+def test_two_weights_never_become_one():
+    one, two = torch.zeros(1), torch.ones(1)
+    with pytest.raises(ValueError, match='x and y would both become z'):
+        rename(dict(x=one, y=two), lambda name: 'z')
+    with pytest.raises(CheckpointError, match='a and _orig_mod.a would both become a'):
+        state_dict_of({'a': one, '_orig_mod.a': two})
+    mixed = {'stage0.rbr_reparam.bias': one, 'backbone.stage0.rbr_reparam.bias': two}
+    with pytest.raises(ValueError, match='weights of two models are mixed'):
+        translate(mixed, 'ours')
+    state = DilatedRepVGG(TINY).state_dict()
+    both = state | {f'backbone.{name}': tensor for name, tensor in state.items()}
+    with pytest.raises(CheckpointError, match=r'ab.pth cannot be loaded: .* both become .*stem'):
+        load_backbone(DilatedRepVGG(TINY), both, 'ab.pth')
+
+
+class Wrapper(nn.Module):
+    """A model of which all names begin with that of its one part, or of a part within."""
+
+    def __init__(self, name, part):
+        super().__init__()
+        self.add_module(name, part)
+
+
+@pytest.mark.parametrize('name', ['model', 'module', '_orig_mod'])
+@pytest.mark.parametrize('inner', [False, True])
+def test_a_model_with_such_names_of_its_own_gets_them(name, inner):
+    model = Wrapper(name, nn.Linear(2, 1))
+    if inner:
+        model = nn.ModuleDict(dict(backbone=model, head=nn.Linear(1, 1)))
+    state = {key: torch.full_like(value, 7) for key, value in model.state_dict().items()}
+    for given in (state_dict_of(state), state):
+        load_strictly(model, given, 'a.pth')
+        assert all((value == 7).all() for value in model.state_dict().values())
+        model.load_state_dict({key: value * 0 for key, value in state.items()})
+
+
+def test_a_model_with_official_names_of_its_own_keeps_them():
+    """The official code's file, registered as a backbone."""
+    ours = {f'backbone.{k}': v for k, v in DilatedRepVGG(TINY).state_dict().items()}
+    official = {f'backbone.{k}': v for k, v in translate(ours, 'official').items()}
+    model = nn.Module()
+    for name, tensor in official.items():
+        *path, last = name.split('.')
+        place = model
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, nn.Module())
+            place = getattr(place, part)
+        place.register_buffer(last, torch.zeros_like(tensor))
+    assert set(adapted(model, official)) == set(official)
+    load_strictly(model, official, 'official.pth')
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in official.items())
+
+
+# What names and shapes tell.
+
+
+def weights(arch: str, deploy: bool = False, classes: int | None = None) -> dict:
+    with torch.device('meta'):
+        state = DilatedRepVGG(arch, deploy=deploy).state_dict()
+    named = {f'backbone.{name}': tensor for name, tensor in state.items()}
+    if classes:
+        named['head.fc.weight'] = torch.zeros(classes, 1)
+    return named
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_architecture_is_known_in_both_forms_and_every_scheme(arch):
+    for deploy in (False, True):
+        state = weights(arch, deploy, classes=7)
+        for scheme in SCHEMES:
+            found = identify(translate(state, scheme))
+            assert found.scheme == scheme
+            assert found.form == ('deploy' if deploy else 'training')
+            assert found.arch == arch
+            assert found.classes == {'head': 7}
+
+
+def test_other_weights_are_described():
+    r18 = {'layer1.0.conv1.weight': torch.zeros(1), 'decode_head.conv_seg.weight': torch.zeros(5)}
+    assert str(identify(r18)) == 'no RepVGG, 5 classes in decode_head'
+    arch = dict(num_blocks=(2, 1), width_factor=(0.25, 0.25))
+    custom = DilatedRepVGG(arch, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    assert identify(custom.state_dict()).arch == 'with num_blocks=[2, 1], channels=[16, 32]'
+
+
+@pytest.mark.parametrize(
+    ('model', 'found', 'text'),
+    [
+        (weights('A0'), weights('B1g2'), 'model.backbone.arch=B1g2'),
+        (weights('A0'), weights('A0', deploy=True), 'model.backbone.deploy=True'),
+        (weights('A0', deploy=True), weights('A0'), 'python tools/deploy_fuse.py'),
+        (weights('A0', classes=19), weights('A0', classes=7), 'model.head.num_classes=7'),
+        (weights('A0'), {'conv1.weight': torch.zeros(1)}, 'Give weights of a RepVGG'),
+        ({'conv1.weight': torch.zeros(1)}, weights('A0'), 'the config that the weights were'),
+    ],
+)
+def test_the_cause_names_its_command(model, found, text):
+    said = explain(model, found)
+    assert said.startswith(f'Found: {identify(found)}. Expected: {identify(model)}. ')
+    assert text in said
