@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 
 from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.deploy.export import EXPORTED, Options, export
-from mmseg_repvgg.deploy.exported import FORMATS
+from mmseg_repvgg.deploy.model_description import FORMATS
 from mmseg_repvgg.engine import launch
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mmseg_repvgg.benchmark.candidate import Built
 from mmseg_repvgg.benchmark.execution import EXECUTIONS, PYTORCH, Execution, is_pytorch
-from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
-from mmseg_repvgg.deploy.formats import WRITERS
+from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
+from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.version import __version__
 
 
@@ -95,7 +95,7 @@ def export_network(network: nn.Module, images: Tensor, folder: Path, model_forma
         network(images)  # constants for this size are made here, outside the graph
         program = torch.export.export(network, (images,))
     WRITERS[model_format](program, path, 'logits')
-    ExportedInfo(
+    ModelDescription(
         format=model_format,
         size=(images.shape[2], images.shape[3]),
         dynamic_batch=False,

@@ -13,9 +13,9 @@ from mmengine.config import Config
 
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.deploy.export import load_segmentor
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
-from mmseg_repvgg.deploy.verify import (
+from mmseg_repvgg.deploy.verify_export import (
     Match,
     as_pixels,
     compare_output,
@@ -81,7 +81,7 @@ def compare_exported(
         ValueError: If the models differ in size, or as :func:`load_runtime`.
         CheckpointError: If the checkpoint does not fit the config.
     """
-    infos = [ExportedInfo.read(path) for path in models]
+    infos = [ModelDescription.read(path) for path in models]
     if len({info.size for info in infos}) != 1:
         raise ValueError(f'models of the sizes {[info.size for info in infos]}: give one size')
     if count is not None and count < 1:

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import Tensor
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.deploy.tiling import mean_strips, pad_to_window
 from mmseg_repvgg.engine import launch
@@ -141,7 +141,7 @@ def test_exported(
     return launch.test(cfg, None, **options)
 
 
-def _preprocessor(info: ExportedInfo, test_padding: dict | None) -> dict[str, Any]:
+def _preprocessor(info: ModelDescription, test_padding: dict | None) -> dict[str, Any]:
     settings: dict[str, Any] = dict(type='mmseg.SegDataPreProcessor', test_cfg=test_padding)
     if info.preprocessing_inside:
         return settings

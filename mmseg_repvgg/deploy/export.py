@@ -18,11 +18,11 @@ from torch import nn
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
-from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
-from mmseg_repvgg.deploy.formats import WRITERS
+from mmseg_repvgg.deploy.export_graph import OUTPUTS, Graph, Normalisation, trace
 from mmseg_repvgg.deploy.fuse import without_pretrained
-from mmseg_repvgg.deploy.graph import OUTPUTS, Graph, Normalisation, trace
-from mmseg_repvgg.deploy.verify import Match, sample_image, verify
+from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
+from mmseg_repvgg.deploy.verify_export import Match, sample_image, verify
+from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 from mmseg_repvgg.version import __version__
 
@@ -43,7 +43,7 @@ class Options:
     argmax: bool = False  # inside the graph
     rewrites: tuple[str, ...] | None = None  # None: EXPORTED
     tensorrt: bool = True  # an ONNX file must hold only what TensorRT supports
-    tolerance: float | None = None  # in the place of verify.LIMITS
+    tolerance: float | None = None  # instead of verify_export.LIMITS
     agreement: float | None = None
 
 
@@ -53,7 +53,7 @@ class ExportReport:
 
     counts: dict[str, int]  # places changed, by rewrite
     matches: tuple[Match, ...]
-    info: ExportedInfo
+    info: ModelDescription
     path: Path
 
     def __str__(self) -> str:
@@ -225,11 +225,11 @@ def _describe(
     checkpoint: Path,
     model_format: str,
     options: Options,
-) -> ExportedInfo:
+) -> ModelDescription:
     """The description, but for size, stride and rewrites."""
     normalisation = Normalisation.of(model)
     classes, palette = _classes(cfg, loaded, getattr(model, 'num_classes', 0))
-    return ExportedInfo(
+    return ModelDescription(
         format=model_format,
         size=(0, 0),
         dynamic_batch=options.dynamic_batch,
@@ -266,7 +266,7 @@ def _classes(
     return tuple(f'class {i}' for i in range(count)), tuple((g, g, g) for g in greys)
 
 
-def _write(graph: Graph, path: Path, info: ExportedInfo, tensorrt: bool) -> Path:
+def _write(graph: Graph, path: Path, info: ModelDescription, tensorrt: bool) -> Path:
     program = trace(graph, info.size, info.dynamic_batch)
     WRITERS[info.format](program, path, OUTPUTS[info.argmax_inside])
     if tensorrt and info.format == 'onnx':
@@ -278,7 +278,7 @@ def _write(graph: Graph, path: Path, info: ExportedInfo, tensorrt: bool) -> Path
 
 
 def _verify(cfg: Config, path: Path, reference: nn.Module, options: Options) -> list[Match]:
-    image, name = sample_image(cfg, ExportedInfo.read(path).size)
+    image, name = sample_image(cfg, ModelDescription.read(path).size)
     return verify(path, reference, image, name, options.tolerance, options.agreement)
 
 

@@ -13,15 +13,15 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
 from mmseg_repvgg.deploy.images import as_bgr, read_image
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.tiling import mean_strips, nearest_labels, pad_to_window, window_starts
 
 
 class Network(Protocol):
     """An exported network in its runtime."""
 
-    info: ExportedInfo
+    info: ModelDescription
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run it on (N, 3, h, w) float32, as the info says."""

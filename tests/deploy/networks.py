@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 
 # mmseg's, for RGB
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -34,7 +34,7 @@ def described(folder: Path, **info) -> Path:
     """A file that is no model, with the description of one beside it."""
     path = folder / 'model.bin'
     path.write_bytes(b'no model')
-    ExportedInfo(**{**INFO, **info}).write(path)
+    ModelDescription(**{**INFO, **info}).write(path)
     return path
 
 
@@ -44,7 +44,7 @@ class FakeNetwork:
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], **info) -> None:
         self.function = function
         self.inputs: list[np.ndarray] = []
-        self.info = ExportedInfo(**{**INFO, **info})
+        self.info = ModelDescription(**{**INFO, **info})
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.float32

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from mmseg_repvgg.deploy.evaluate import test_exported as evaluate  # pytest would collect it
 from mmseg_repvgg.deploy.export import Options, export
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.engine import launch
 
 SIZE = (64, 128)  # of the scenes
@@ -72,7 +72,7 @@ def test_batched_windows_give_pytorchs_miou(
     miou = evaluate(configured(cfg, tmp_path / 'a', **SLIDE), path, runtime)['mIoU']
     assert abs(miou - expected) < ALLOWED
     if not preprocessing:  # negative control: a description of another channel order
-        replace(ExportedInfo.read(path), to_rgb=False).write(path)
+        replace(ModelDescription.read(path), to_rgb=False).write(path)
         wrong = evaluate(configured(cfg, tmp_path / 'b', **SLIDE), path, runtime)['mIoU']
         assert abs(wrong - expected) > ALLOWED
 
@@ -85,7 +85,7 @@ def test_labels_are_evaluated_on_whole_images_only(segmentor, tmp_path, pytorch_
     miou = evaluate(configured(cfg, tmp_path / 'a'), path, 'torch')['mIoU']
     assert abs(miou - pytorch_miou()) < ALLOWED
 
-    info = ExportedInfo.read(path)
+    info = ModelDescription.read(path)
     padding = configured(cfg, tmp_path / 'b')
     padding.model.data_preprocessor.test_cfg = dict(size=(80, 130))
     with pytest.raises(ValueError, match='the config pads normalised images'):

@@ -12,10 +12,10 @@ from mmengine.registry import MODELS
 
 from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.deploy import export as export_module
-from mmseg_repvgg.deploy import verify as verify_module
+from mmseg_repvgg.deploy import verify_export as verify_module
 from mmseg_repvgg.deploy.export import Options, export, odd_size
-from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.reparam import REWRITES, EquivalenceError
 from tests.common import randomise_batchnorms
@@ -260,7 +260,7 @@ def test_a_network_that_cannot_be_exported_is_named(segmentor, tmp_path, monkeyp
     plain.model.data_preprocessor = dict(type='mmengine.BaseDataPreprocessor')
     with pytest.raises(ValueError, match='data_preprocessor BaseDataPreprocessor is unknown'):
         export(plain, checkpoint, tmp_path / 'm.onnx', options=Options(SIZE))
-    monkeypatch.setattr('mmseg_repvgg.deploy.formats.find_spec', lambda name: None)
+    monkeypatch.setattr('mmseg_repvgg.deploy.write_formats.find_spec', lambda name: None)
     with pytest.raises(RuntimeError, match=r"needs onnx and onnxscript: pip install 'mmseg-rep"):
         export(cfg, checkpoint, tmp_path / 'm.onnx', options=Options(SIZE))
     assert {path.name for path in tmp_path.iterdir()} == {'binary.pth'}
@@ -268,7 +268,7 @@ def test_a_network_that_cannot_be_exported_is_named(segmentor, tmp_path, monkeyp
 
 def test_the_description_survives_a_round_trip(exported):
     report = exported('onnx')
-    assert ExportedInfo.read(report.path) == report.info
+    assert ModelDescription.read(report.path) == report.info
     assert report.info.mean == pytest.approx(MEAN)
     assert report.info.std == pytest.approx(STD)
     assert report.info.to_rgb

@@ -14,13 +14,13 @@ from mmengine.config import Config
 from mmseg_repvgg.atomic_files import sweep
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
 from mmseg_repvgg.deploy.export import Options, export
-from mmseg_repvgg.deploy.exported import info_path
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.deploy.model_description import description_path
 from tests import processes
 from tests.killing import Phase, die_at_line, half_writes, kill_in_phase
 
 PHASE = Phase()
-WRITING = 'mmseg_repvgg/files.py', '/killing.py'
+WRITING = 'mmseg_repvgg/atomic_files.py', '/killing.py'
 
 
 def deploy(cfg: Config, checkpoint: Path, out: Path, die: int | None = None) -> None:
@@ -83,7 +83,7 @@ def test_export_killed_at_random_moments(segmentor, tmp_path):
         size = 96 if died['start'] % 2 else 64
         phase = kill_in_phase('start', 12.0, draw, PHASE, export_onnx, cfg, checkpoint, out, size)
         died[phase] += 1
-        info = json.loads(info_path(out).read_text())
+        info = json.loads(description_path(out).read_text())
         if out.exists():
             model = onnx.load(out)
             onnx.checker.check_model(model)
@@ -93,7 +93,11 @@ def test_export_killed_at_random_moments(segmentor, tmp_path):
     print(f'survived kills of export: {dict(died)}')
     assert processes.run(export_onnx, cfg, checkpoint, out, 64) == 0
     sweep(tmp_path, age=0)
-    assert {file.name for file in tmp_path.iterdir()} == {'model.onnx', info_path(out).name, 'log'}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        'model.onnx',
+        description_path(out).name,
+        'log',
+    }
 
 
 @pytest.mark.slow

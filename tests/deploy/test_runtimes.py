@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mmseg_repvgg.deploy import runtimes
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 from tests.deploy import networks
 from tests.deploy.networks import described
 
-INFO = ExportedInfo(**{**networks.INFO, 'size': (4, 6), 'dynamic_batch': False})
+INFO = ModelDescription(**{**networks.INFO, 'size': (4, 6), 'dynamic_batch': False})
 
 
 class Counting(Runtime):

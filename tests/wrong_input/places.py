@@ -15,8 +15,8 @@ from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint import read_checkpoint
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
-from mmseg_repvgg.deploy.exported import ExportedInfo
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from tests.wrong_input.table import Given, Table
 
 NOBODY = 65534
@@ -29,7 +29,7 @@ CASES = Table()
 
 def exported(given, text: bytes):
     given.file(text, 'm.onnx.json')
-    return ExportedInfo.read(given.file(b'x', 'm.onnx'))
+    return ModelDescription.read(given.file(b'x', 'm.onnx'))
 
 
 AGAIN = ('m.onnx.json is not what tools/export.py writes', 'export again')
@@ -40,8 +40,8 @@ for name, text in [
     ('bytes as description', b'\xff\xfe\x00'),
 ]:
     CASES.add(name, lambda g, text=text: exported(g, text), ValueError, *AGAIN)
-CASES.add('no description', lambda g: ExportedInfo.read(g.file(b'x', 'm.onnx')), FileNotFoundError,
-          'm.onnx.json not found', 'keep them together')  # fmt: skip
+CASES.add('no description', lambda g: ModelDescription.read(g.file(b'x', 'm.onnx')),
+          FileNotFoundError, 'm.onnx.json not found', 'keep them together')  # fmt: skip
 
 # Places that cannot be written to.
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.deploy.exported import FORMATS, ExportedInfo
+from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
@@ -51,7 +51,7 @@ def load_runtime(
             option is wrong.
         RuntimeError: If the runtime is not installed.
     """
-    info, path = ExportedInfo.read(path), Path(path)
+    info, path = ModelDescription.read(path), Path(path)
     name = runtime or _default(path, info.format)
     if name not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r} is not known; use one of {", ".join(RUNTIMES)}')

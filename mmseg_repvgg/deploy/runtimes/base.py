@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 
 
 class Runtime(ABC):
@@ -21,14 +21,14 @@ class Runtime(ABC):
         threads: How many threads a call uses; None: as many as the runtime sees fit.
     """
 
-    def __init__(self, path: Path, info: ExportedInfo, threads: int | None) -> None:
+    def __init__(self, path: Path, info: ModelDescription, threads: int | None) -> None:
         self.path, self.info, self.threads = path, info, threads
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run the network on images (N, 3, *info.size) float32, for any N.
 
-        What the images hold and what comes out is described at :class:`ExportedInfo`. A model of
-        fixed batch runs once per image.
+        :class:`ModelDescription` says what the images hold and what comes out. A model of fixed
+        batch runs once per image.
 
         Raises:
             ValueError: If ``images`` has another shape or dtype.

@@ -11,7 +11,7 @@ import MNN.expr
 import MNN.nn
 import numpy as np
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 WINOGRAD_MEMORY_LEVEL = 3
@@ -38,7 +38,7 @@ class MnnRuntime(Runtime):
     def __init__(
         self,
         path: Path,
-        info: ExportedInfo,
+        info: ModelDescription,
         threads: int | None = None,
         winograd_level: int = 3,
     ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
@@ -29,7 +29,7 @@ class OnnxRuntime(Runtime):
     def __init__(
         self,
         path: Path,
-        info: ExportedInfo,
+        info: ModelDescription,
         threads: int | None = None,
         providers: Sequence[str] = ('CPUExecutionProvider',),
     ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
@@ -26,7 +26,7 @@ class OpenVinoRuntime(Runtime):
     def __init__(
         self,
         path: Path,
-        info: ExportedInfo,
+        info: ModelDescription,
         threads: int | None = None,
         device: str = 'CPU',
         precision: str = 'f32',

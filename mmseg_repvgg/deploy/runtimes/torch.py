@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmseg_repvgg.deploy.exported import ExportedInfo
+from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
@@ -24,7 +24,7 @@ class TorchRuntime(Runtime):
     def __init__(
         self,
         path: Path,
-        info: ExportedInfo,
+        info: ModelDescription,
         threads: int | None = None,
         device: str = 'cpu',
     ) -> None:

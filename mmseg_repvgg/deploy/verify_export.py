@@ -1,0 +1,198 @@
+"""Loading an exported model in every runtime that reads it, and comparing with PyTorch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import Tensor
+
+from mmseg_repvgg.datasets.demo_scenes import compose_scene
+from mmseg_repvgg.deploy.export_graph import logits_of, raw_and_normalised
+from mmseg_repvgg.deploy.model_description import ModelDescription
+from mmseg_repvgg.deploy.runtimes import load_runtime, readers
+from mmseg_repvgg.reparam.equivalence import EquivalenceError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a runtime may be from PyTorch."""
+
+    relative: float  # largest difference of logits, over the largest absolute logit
+    agreement: float  # smallest share of pixels with the same class
+
+
+LIMITS: dict[str, Limits] = {
+    'onnxruntime': Limits(1e-4, 0.999),
+    'openvino': Limits(1e-4, 0.999),
+    'torch': Limits(1e-4, 0.999),
+    # Winograd with large tiles rounds more
+    'mnn': Limits(1e-2, 0.995),
+}
+"""By runtime. The pixels that may differ are those whose two best classes are as good as equal."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an exported model compares with PyTorch."""
+
+    runtime: str
+    image: str  # what it was run on
+    size: tuple[int, int]  # height, width
+    relative: float | None  # as in Limits; None where only labels come out
+    agreement: float
+
+    def __str__(self) -> str:
+        logits = '' if self.relative is None else f'logits differ by {self.relative:.2g}, '
+        height, width = self.size
+        return (
+            f'{self.runtime} on {self.image}, {height}x{width}: {logits}'
+            f'argmax agreement {100 * self.agreement:.4f} %'
+        )
+
+
+def sample_image(cfg: Config, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """The first test image where the data are there, else a demo scene.
+
+    Args:
+        cfg: The config.
+        size: Height and width the image is resized to.
+
+    Returns:
+        The image (H, W, 3) uint8 in BGR, and what it is.
+    """
+    dataset = dataset_of(cfg)
+    if dataset is not None:
+        return image_of(dataset, 0, size), 'the first test image'
+    scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
+    return _resized(scene[..., ::-1], size), 'a demo scene'
+
+
+def dataset_of(cfg: Config) -> Any:
+    """The test set of a config, or None where its data are not there."""
+    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    has_data = os.path.isdir(dataset_cfg.get('data_root') or '')
+    return DATASETS.build(dataset_cfg) if has_data else None
+
+
+def image_of(dataset: Any, index: int, size: tuple[int, int]) -> np.ndarray:
+    """An image of a test set, resized to ``size`` (height, width): (H, W, 3) uint8 in BGR."""
+    return _resized(dataset[index]['inputs'].permute(1, 2, 0).numpy(), size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(np.ascontiguousarray(image), size[::-1])
+
+
+def verify(
+    path: Path,
+    reference: Any,
+    image: np.ndarray,
+    name: str,
+    tolerance: float | None = None,
+    agreement: float | None = None,
+) -> list[Match]:
+    """Run an exported model in every installed runtime that reads it.
+
+    Args:
+        path: The model, with its description beside it.
+        reference: The segmentor as it was before any rewrite, in eval mode.
+        image: (H, W, 3) uint8 in BGR, of the model's size.
+        name: What the image is.
+        tolerance: In the place of :attr:`Limits.relative` of every runtime.
+        agreement: In the place of :attr:`Limits.agreement`.
+
+    Returns:
+        One entry per runtime, all within the limits.
+
+    Raises:
+        EquivalenceError: If a runtime is not, or no runtime is there.
+    """
+    info = ModelDescription.read(path)
+    pixels = as_pixels(image)
+    if info.dynamic_batch:  # a batch of two, the second mirrored
+        pixels = torch.cat([pixels, pixels.flip(3)])
+    expected, images = expected_and_input(reference, pixels, info)
+    matches = []
+    for runtime in readers(info.format):
+        match = compare_output(runtime, name, expected, load_runtime(path, runtime)(images), info)
+        limits = LIMITS[runtime]
+        _require(
+            match,
+            limits.relative if tolerance is None else tolerance,
+            limits.agreement if agreement is None else agreement,
+        )
+        matches.append(match)
+    if not matches:
+        raise EquivalenceError(
+            f'{path} cannot be checked: no runtime that reads it is installed; '
+            "pip install 'mmseg-repvgg[deploy]' (python -m mmseg_repvgg.doctor says what there is)"
+        )
+    return matches
+
+
+def as_pixels(image: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+
+
+def expected_and_input(
+    reference: Any, pixels: Tensor, info: ModelDescription
+) -> tuple[np.ndarray, np.ndarray]:
+    """What PyTorch gives for pixels (N, 3, H, W) uint8 in BGR, and what the exported model takes.
+
+    Raises:
+        EquivalenceError: If PyTorch gives NaN or infinite logits.
+    """
+    _, normalised = raw_and_normalised(reference, pixels)
+    return _logits(reference, normalised), input_of(reference, pixels, info)
+
+
+def input_of(reference: Any, pixels: Tensor, info: ModelDescription) -> np.ndarray:
+    """What the exported model takes of pixels (N, 3, H, W) uint8 in BGR."""
+    raw, normalised = raw_and_normalised(reference, pixels)
+    return (raw if info.preprocessing_inside else normalised).cpu().numpy()
+
+
+def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
+    like = next(reference.parameters())
+    with torch.no_grad():
+        logits = logits_of(reference, normalised.to(like))
+    if not bool(logits.isfinite().all()):
+        raise EquivalenceError(
+            'the network gives NaN or infinite logits: the checkpoint is damaged or its training '
+            'diverged'
+        )
+    return logits.cpu().numpy()
+
+
+def compare_output(
+    runtime: str, image: str, expected: np.ndarray, output: np.ndarray, info: ModelDescription
+) -> Match:
+    """Compare what a runtime gave with PyTorch's logits (N, classes, H, W)."""
+    labels, relative = output, None
+    if not info.argmax_inside:
+        labels = output.argmax(1)
+        scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+        gap = np.nan_to_num(np.abs(output - expected), nan=np.inf).max()
+        relative = float(gap) / scale
+    agreement = float((labels == expected.argmax(1)).mean())
+    return Match(runtime, image, info.size, relative, agreement)
+
+
+def _require(match: Match, tolerance: float, agreement: float) -> None:
+    logits_fit = match.relative is None or match.relative <= tolerance
+    if not (logits_fit and match.agreement >= agreement):
+        raise EquivalenceError(
+            f'the exported model is not equal to PyTorch: {match}. Allowed are logits that differ '
+            f'by {tolerance:.2g} of the largest and an agreement of {100 * agreement:.4g} %. '
+            'Nothing was written; leave rewrites out, or allow more with --tolerance and '
+            '--agreement'
+        )

@@ -1,0 +1,105 @@
+"""Writing a traced graph as ONNX, OpenVINO, MNN or PyTorch file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from mmseg_repvgg.deploy.export_graph import INPUT
+
+OPSET = 18
+"""What PyTorch's exporter writes without conversion; all runtimes here and TensorRT read it."""
+
+LARGEST_FILE = 2**31 - 2**24
+"""Bytes of weights in one ONNX file: protobuf's limit, and room for the graph."""
+
+
+def write_onnx(program: ExportedProgram, path: Path, output: str) -> None:
+    """Write ONNX, the weights in the same file (past 2 GB in ``<path>.data``)."""
+    _require('onnx', 'onnxscript')
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')  # of the exporter about itself
+        written = torch.onnx.export(
+            program,
+            input_names=[INPUT],
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert written is not None
+        written.save(path, external_data=size > LARGEST_FILE)
+
+
+def write_openvino(program: ExportedProgram, path: Path, output: str) -> None:
+    """Write OpenVINO's .xml and, beside it, .bin, in fp32, by way of ONNX."""
+    _require('openvino')
+    import openvino
+
+    source = path.with_suffix('.onnx')
+    write_onnx(program, source, output)
+    # not convert_model, which reports its use over the network
+    model = openvino.Core().read_model(str(source))
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    del model  # it maps the file
+    source.unlink()
+
+
+def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
+    """Write MNN, in fp32, by way of ONNX.
+
+    Raises:
+        RuntimeError: If MNN's converter fails, with what it printed.
+    """
+    _require('MNN')
+    source = path.with_suffix('.onnx')
+    write_onnx(program, source, output)
+    # The converter's own library in a process of its own, for it prints and may abort. The script
+    # mnnconvert would install packages by pip and report its use over the network.
+    code = 'import sys, _tools; _tools.mnnconvert(sys.argv)'
+    files = ['--modelFile', source.name, '--MNNModel', path.name]
+    done = subprocess.run(
+        [sys.executable, '-c', code, '-f', 'ONNX', *files, '--bizCode', 'mmseg_repvgg'],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode or not path.is_file():
+        raise RuntimeError(f'MNN cannot convert the network: {(done.stdout + done.stderr)[-2000:]}')
+    source.unlink()
+
+
+def write_torch(program: ExportedProgram, path: Path, output: str) -> None:
+    """Write a program of ``torch.export``; its output has no name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.export.save(program, path)
+
+
+WRITERS: dict[str, Callable[[ExportedProgram, Path, str], None]] = {
+    'onnx': write_onnx,
+    'openvino': write_openvino,
+    'mnn': write_mnn,
+    'torch': write_torch,
+}
+"""By format: write a graph to a path, naming the output."""
+
+
+def _require(*packages: str) -> None:
+    lacking = [package for package in packages if find_spec(package) is None]
+    if lacking:
+        raise RuntimeError(
+            f'this format needs {" and ".join(lacking)}: pip install '
+            "'mmseg-repvgg[deploy]', or that package alone (python -m mmseg_repvgg.doctor says "
+            'what there is)'
+        )
