@@ -20,6 +20,12 @@ from mmseg_repvgg.reparam.other_families import (
 )
 
 
+NO_BLOCK = (
+    '{} holds no RepVGG block, nor another one with a fused form, so there are no branches to '
+    f'fuse; use a RepVGG backbone, {LEAVE_OUT}'
+)
+
+
 def identity_kernel(channels: int, groups: int) -> Tensor:
     """The identity as a 1x1 conv kernel.
 
@@ -93,10 +99,7 @@ def fusible_blocks(model: nn.Module) -> dict[str, Any]:
             blocks[name] = module
             inside.update(parts)
     if not blocks:
-        raise ValueError(
-            f'{type(model).__name__} holds no RepVGG block, nor another one with a fused form, so '
-            f'there are no branches to fuse; use a RepVGG backbone, {LEAVE_OUT}'
-        )
+        raise ValueError(NO_BLOCK.format(type(model).__name__))
     return blocks
 
 
@@ -118,13 +121,16 @@ def fuse_branches(model: nn.Module) -> int:
     """
     convs: list[tuple[Any, nn.Conv2d]] = []
     others: list[nn.Module] = []
-    for name, block in fusible_blocks(model).items():
+    blocks = fusible_blocks(model)
+    for name, block in blocks.items():
         if not _is_plain(block):
             if fuse_copy(name, block) is not None:
                 others.append(block)
         elif not block.deploy:
             convs.append((block, block.fused_conv()))
     count = len(convs) + sum(map(count_innermost, others))
+    if not count and all(fuse_method(block) == 'fuse' for block in blocks.values()):
+        raise ValueError(NO_BLOCK.format(type(model).__name__))  # those did something else
     for block, conv in convs:
         block.become_fused(conv)
     fused = {block: fuse_in_place(block) for block in others}

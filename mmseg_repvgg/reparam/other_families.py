@@ -49,10 +49,16 @@ def fuse_in_place(block: nn.Module) -> nn.Module:
     Returns:
         What takes the place of ``block``, often ``block`` itself.
     """
-    devices = {p.device for p in block.parameters() if p.device.type == 'cuda'}
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), computed_weights(block):
-        fused = _fuse_itself(block)
-    return fused if fused is block else fused.to(_like(block)).train(block.training)
+    like, default = _like(block), torch.get_default_dtype()
+    devices = [like.device] if like.is_cuda else []
+    torch.set_default_dtype(like.dtype)  # of the modules that the methods build
+    try:
+        with like.device, torch.random.fork_rng(devices=devices):
+            with torch.no_grad(), computed_weights(block):
+                fused = _fuse_itself(block)
+    finally:
+        torch.set_default_dtype(default)
+    return fused if fused is block else fused.train(block.training)
 
 
 def _fuse_itself(block: nn.Module) -> nn.Module:
