@@ -173,9 +173,11 @@ class RepVGGBlock(BaseModule):
 
     def become_fused(self, conv: nn.Conv2d) -> None:
         """Replace the branches by ``conv``, which :meth:`fused_conv` gave."""
-        for name in [n for n in self._modules if n not in ('se_layer', 'act')]:
+        rest = self.se_layer, self.act
+        for name in list(self._modules):
             delattr(self, name)
         self.branch_reparam = conv.train(self.training)
+        self.se_layer, self.act = rest  # after the conv, as in a block that is built fused
         self.deploy, self.with_cp, self.recompute_1x1 = True, False, False
 
     def switch_to_deploy(self) -> None:

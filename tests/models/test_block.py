@@ -193,3 +193,12 @@ def test_a_fused_block_refuses_to_train():
     with pytest.raises(RuntimeError, match=r'call model.eval\(\) first. To train, build it with'):
         block(torch.randn(1, 4, 5, 5))
     assert block.eval()(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
+
+
+def test_a_fused_block_has_the_order_of_one_that_is_built_fused():
+    """The first conv of a fused backbone is the one that reads the images."""
+    se_cfg = dict(ratio=2, divisor=1)
+    block = RepVGGBlock(4, 4, se_cfg=se_cfg)
+    block.switch_to_deploy()
+    built = RepVGGBlock(4, 4, se_cfg=se_cfg, deploy=True)
+    assert list(block.state_dict()) == list(built.state_dict())
