@@ -19,7 +19,6 @@ from mmseg_repvgg.reparam.other_families import (
     fuse_method,
 )
 
-
 NO_BLOCK = (
     '{} holds no RepVGG block, nor another one with a fused form, so there are no branches to '
     f'fuse; use a RepVGG backbone, {LEAVE_OUT}'

@@ -53,9 +53,9 @@ def fuse_in_place(block: nn.Module) -> nn.Module:
     devices = [like.device] if like.is_cuda else []
     torch.set_default_dtype(like.dtype)  # of the modules that the methods build
     try:
-        with like.device, torch.random.fork_rng(devices=devices):
-            with torch.no_grad(), computed_weights(block):
-                fused = _fuse_itself(block)
+        random = torch.random.fork_rng(devices=devices)
+        with like.device, random, torch.no_grad(), computed_weights(block):
+            fused = _fuse_itself(block)
     finally:
         torch.set_default_dtype(default)
     return fused if fused is block else fused.train(block.training)

@@ -1,12 +1,15 @@
 """Conv-BN -> conv with bias, in heads and baselines."""
 
+import copy
 from collections import OrderedDict
 
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+from torch.nn.utils import prune
 
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam.batchnorm import batchnorm_scale_shift, fold_batchnorm, fuse_batchnorms
@@ -142,3 +145,196 @@ def test_branches_of_repvgg_blocks_are_left_to_their_own_rewrite():
     assert counts == {'batchnorm': 1}
     _, counts = deployed_copy(fused, ['branches'])
     assert counts == {'branches': 1}
+
+
+class NormAndTanh(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a subclass that does more than normalise."""
+
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+class SequentialWithSkip(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def pair(conv=None, norm=None):
+    return nn.Sequential(conv or nn.Conv2d(4, 4, 1), norm or nn.BatchNorm2d(4))
+
+
+class TwoNorms(nn.Module):
+    """One conv before two norms, as in heads that share a conv between scales."""
+
+    def __init__(self):
+        super().__init__()
+        conv = nn.Conv2d(4, 4, 1)
+        self.first, self.second = pair(conv), pair(conv)
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+class TwoParents(nn.Module):
+    """One pair under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = pair()
+        self.all = nn.ModuleList([self.first])
+
+    def forward(self, x):
+        return self.first(self.all[0](x))
+
+
+def patched():
+    model = pair()
+    plain = model[0].forward
+    model[0].forward = lambda x: 2 * plain(x)
+    return model
+
+
+def hooked(part):
+    model = pair()
+    model[part].register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('make', 'count'),
+    [
+        (lambda: pair(norm=NormAndTanh(4)), 0),
+        (lambda: SequentialWithSkip(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 0),
+        (TwoNorms, 0),
+        (TwoParents, 1),
+        (patched, 0),
+        (lambda: hooked(0), 0),
+        (lambda: hooked(1), 0),
+        (lambda: pair(norm=nn.BatchNorm2d(4, affine=False)), 1),
+    ],
+    ids=[
+        'norm and act',
+        'own forward',
+        'shared conv',
+        'two parents',
+        'patched',
+        'hook on conv',
+        'hook on norm',
+        'no affine',
+    ],
+)
+def test_what_cannot_be_fused_is_left(make, count):
+    model = make().double()
+    randomise_statistics(model)
+    fused = copy.deepcopy(model)
+    assert fuse_batchnorms(fused) == count
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    assert compare(model, fused, x).max_rel < 1e-12
+
+
+def test_timms_norm_with_activation_is_left():
+    timm_layers = pytest.importorskip('timm.layers')
+    model = randomise_batchnorms(pair(norm=timm_layers.BatchNormAct2d(4)))
+    assert fuse_batchnorms(model) == 0
+    with pytest.raises(ValueError, match='not BatchNormAct2d'):
+        batchnorm_scale_shift(model[1])
+
+
+def test_a_batchnorm_without_bias():
+    try:
+        model = pair(norm=nn.BatchNorm2d(4, bias=False)).double()
+    except TypeError:
+        pytest.skip('this PyTorch has no BatchNorm2d(bias=False)')
+    randomise_statistics(model)
+    fused, counts = deployed_copy(model, ['batchnorm'])
+    assert counts == {'batchnorm': 1}
+    assert compare(model, fused, torch.randn(1, 4, 3, 3, dtype=torch.float64)).max_rel < 1e-12
+
+
+def test_a_failed_fuse_leaves_the_model_as_it_was():
+    model = nn.Sequential(pair(), pair(norm=nn.BatchNorm2d(4, track_running_stats=False)))
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match='track_running_stats=False'):
+        fuse_batchnorms(model)
+    assert list(model.modules()) == modules
+
+
+@pytest.mark.parametrize(('dtype', 'fits'), [(torch.float16, False), (torch.bfloat16, True)])
+def test_weights_past_the_range_of_half_precision_are_refused(dtype, fits):
+    model = pair(nn.Conv2d(4, 4, 1, bias=False))
+    with torch.no_grad():  # gamma / sigma = 128 / 2**-10 = 2**17, more than 65504
+        model[0].weight.fill_(1.0)
+        model[1].running_var.fill_(2**-20)
+        model[1].eps = 0.0
+        model[1].weight.fill_(128.0)
+    model.to(dtype)
+    if fits:
+        assert fuse_batchnorms(model) == 1
+        return
+    with pytest.raises(
+        ValueError, match=r'a weight of 1.31e\+05, past the largest torch.float16, 6.55'
+    ):
+        fuse_batchnorms(model)
+    assert isinstance(model[1], nn.BatchNorm2d)
+
+
+def prune_half(conv):
+    prune.l1_unstructured(conv, 'weight', 0.5)
+
+
+@pytest.mark.parametrize(
+    'compute',
+    [
+        prune_half,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+    ],
+    ids=['pruned', 'spectral', 'spectral parametrization', 'weight norm parametrization'],
+)
+@pytest.mark.parametrize('training', [False, True])
+def test_computed_weights_are_fused_as_they_are(compute, training):
+    """After load_state_dict a pruned conv's weight is old until the next call."""
+    first, second = pair(), pair()
+    for model in (first, second):
+        randomise_statistics(model)
+        compute(model[0])
+    for _ in range(3):
+        first.train()(torch.randn(1, 4, 2, 2))  # spectral norm learns its vectors
+    second.load_state_dict(first.state_dict())
+    fused, conv = second.train(training), second[0]
+    before = copy.deepcopy(conv.state_dict())
+    assert fuse_batchnorms(fused) == 1
+    assert 'weight' in dict(fused[0].named_parameters())
+    x = torch.randn(1, 4, 3, 3)
+    assert compare(first, fused, x).max_rel < 1e-5
+    assert all(torch.equal(before[n], t) for n, t in conv.state_dict().items())
+
+
+def test_spectral_norm_of_mmcvs_conv_module():
+    model = ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), with_spectral_norm=True)
+    randomise_batchnorms(model)
+    with torch.no_grad():
+        model.conv.weight_orig.mul_(3)
+    fused, counts = deployed_copy(model, ['batchnorm'])
+    assert counts == {'batchnorm': 1}
+    assert compare(model, fused, torch.randn(1, 4, 5, 5)).max_rel < 1e-5
+
+
+def test_mmcvs_efficient_evaluation_is_turned_off():
+    """It needs the norm, which is no more."""
+    model = ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True)
+    randomise_batchnorms(model)
+    fused, counts = deployed_copy(model, ['batchnorm'])
+    assert counts == {'batchnorm': 1}
+    assert fused.efficient_conv_bn_eval_forward is None
+    assert compare(model, fused, torch.randn(1, 4, 5, 5)).max_rel < 1e-5
+
+
+def test_norms_that_mmengine_made_of_sync_batchnorms_fuse():
+    model = pair(norm=nn.SyncBatchNorm(4))
+    randomise_batchnorms(model)
+    reverted = revert_sync_batchnorm(copy.deepcopy(model))
+    assert type(reverted[1]) is not nn.BatchNorm2d
+    assert fuse_batchnorms(reverted) == 1
+    assert compare(model, reverted, torch.randn(1, 4, 5, 5)).max_rel < 1e-5
