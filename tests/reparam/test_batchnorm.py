@@ -9,7 +9,6 @@ from mmcv.cnn import ConvModule
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
-from torch.nn.utils import prune
 
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam.batchnorm import batchnorm_scale_shift, fold_batchnorm, fuse_batchnorms
@@ -276,49 +275,6 @@ def test_weights_past_the_range_of_half_precision_are_refused(dtype, fits):
     ):
         fuse_batchnorms(model)
     assert isinstance(model[1], nn.BatchNorm2d)
-
-
-def prune_half(conv):
-    prune.l1_unstructured(conv, 'weight', 0.5)
-
-
-@pytest.mark.parametrize(
-    'compute',
-    [
-        prune_half,
-        nn.utils.spectral_norm,
-        nn.utils.parametrizations.spectral_norm,
-        nn.utils.parametrizations.weight_norm,
-    ],
-    ids=['pruned', 'spectral', 'spectral parametrization', 'weight norm parametrization'],
-)
-@pytest.mark.parametrize('training', [False, True])
-def test_computed_weights_are_fused_as_they_are(compute, training):
-    """After load_state_dict a pruned conv's weight is old until the next call."""
-    first, second = pair(), pair()
-    for model in (first, second):
-        randomise_statistics(model)
-        compute(model[0])
-    for _ in range(3):
-        first.train()(torch.randn(1, 4, 2, 2))  # spectral norm learns its vectors
-    second.load_state_dict(first.state_dict())
-    fused, conv = second.train(training), second[0]
-    before = copy.deepcopy(conv.state_dict())
-    assert fuse_batchnorms(fused) == 1
-    assert 'weight' in dict(fused[0].named_parameters())
-    x = torch.randn(1, 4, 3, 3)
-    assert compare(first, fused, x).max_rel < 1e-5
-    assert all(torch.equal(before[n], t) for n, t in conv.state_dict().items())
-
-
-def test_spectral_norm_of_mmcvs_conv_module():
-    model = ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), with_spectral_norm=True)
-    randomise_batchnorms(model)
-    with torch.no_grad():
-        model.conv.weight_orig.mul_(3)
-    fused, counts = deployed_copy(model, ['batchnorm'])
-    assert counts == {'batchnorm': 1}
-    assert compare(model, fused, torch.randn(1, 4, 5, 5)).max_rel < 1e-5
 
 
 def test_mmcvs_efficient_evaluation_is_turned_off():

@@ -139,6 +139,57 @@ def test_statistics_that_cannot_be_fused_are_named():
         RepVGGBlock(4, 4, norm_cfg=dict(type='BN', track_running_stats=False)).switch_to_deploy()
 
 
+def test_a_failed_fuse_leaves_the_model_as_it_was():
+    model = DilatedRepVGG(TINY).eval()
+    model.stage_3[1].branch_1x1.norm = nn.BatchNorm2d(16, track_running_stats=False)
+    modules = list(model.modules())
+    for fuse in (model.switch_to_deploy, lambda: fuse_branches(model)):
+        with pytest.raises(ValueError, match='track_running_stats=False'):
+            fuse()
+        assert list(model.modules()) == modules
+        assert not model.deploy
+
+
+def test_a_kernel_past_the_range_of_half_precision_is_refused():
+    block = RepVGGBlock(8, 8).eval()
+    with torch.no_grad():  # 2 * 128 / 2**-10 = 2**18
+        block.branch_3x3.conv.weight.fill_(2.0)
+        block.branch_3x3.norm.running_var.fill_(2**-20)
+        block.branch_3x3.norm.weight.fill_(128.0)
+        block.branch_3x3.norm.eps = 0.0
+    block.half()
+    with pytest.raises(
+        ValueError, match=r'past the largest torch.float16, 6.55e\+04: fuse the mod'
+    ):
+        block.switch_to_deploy()
+    assert not block.deploy
+    block.float().switch_to_deploy()
+    assert block.deploy
+
+
+@pytest.mark.parametrize('fuse', [fuse_branches, lambda model: model.backbone.switch_to_deploy()])
+def test_training_weights_load_into_a_backbone_fused_in_place(fuse):
+    init_default_scope('mmseg')
+    cfg = segmentor_cfg(TINY, (8, 8, 16, 32, 64))
+    training = randomise_batchnorms(MODELS.build(cfg))
+    fused = MODELS.build(cfg).eval()
+    fuse(fused)
+    assert fused.backbone.deploy
+    fused.load_state_dict(training.state_dict())
+    assert compare(training, fused, torch.randn(1, 3, 65, 65)).max_rel < 1e-4
+
+
+def test_the_equivalent_kernel_is_differentiable():
+    """The authors' custom L2 penalty is its squared norm."""
+    block = RepVGGBlock(4, 4).double()
+    kernel, bias = block.get_equivalent_kernel_bias()
+    (kernel.sum() + bias.sum()).backward()
+    # eps aside, gamma / sigma is 1: each tap of the 3x3 kernel enters the sum once
+    expected = torch.full_like(block.branch_3x3.conv.weight, (1 + 1e-5) ** -0.5)
+    torch.testing.assert_close(block.branch_3x3.conv.weight.grad, expected)
+    assert block.branch_norm.bias.grad.tolist() == [1.0] * 4
+
+
 def break_tap(block):
     block.branch_reparam.weight.data = block.branch_reparam.weight.data.roll(1, dims=3)
 
