@@ -163,8 +163,8 @@ def _run(
     if x.dim() == 3:
         return run(layers, x[None], dilation)[0]
     out = run(layers, x, dilation)
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    if is_channels_last and not x.is_contiguous():
+    # in this order: torch.vmap does not know other memory formats
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         out = out.contiguous(memory_format=torch.channels_last)
     return out
 
