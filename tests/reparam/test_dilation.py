@@ -181,13 +181,131 @@ def test_lone_conv(kernel) -> None:
         nn.Conv2d(2, 2, 3, padding=0, dilation=2),
         nn.Conv2d(2, 2, 3, padding=(2, 1), dilation=(2, 1)),
         nn.Conv2d(2, 2, 3, padding=2, dilation=2, padding_mode='reflect'),
+        nn.Conv2d(2, 2, 2, padding=1, dilation=2),  # its taps lie beside the pixel
+        nn.Conv2d(2, 2, 4, padding=3, dilation=2),
     ],
-    ids=['ordinary', 'stride', 'no padding', 'not square', 'reflect'],
+    ids=['ordinary', 'stride', 'no padding', 'not square', 'reflect', 'even', 'even 4'],
 )
 def test_others_are_left(conv) -> None:
     after, count = undilated(conv)
     assert count == 0
     assert type(after) is nn.Conv2d
+    x = torch.randn(1, 2, 9, 9)
+    assert torch.equal(after(x), conv(x))
+
+
+class Taken(nn.Module):
+    """A backbone whose parts are registered once more, before or after it, and run from there."""
+
+    def __init__(self, part: str, first: bool, by_parts: bool) -> None:
+        super().__init__()
+        backbone = DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4))
+        stages = backbone.stages
+        parts = dict(stages=stages, blocks=[block for stage in stages for block in stage])[part]
+        children = dict(backbone=backbone, parts=nn.ModuleList([backbone.stem, *parts]))
+        for name in sorted(children, reverse=first):
+            self.add_module(name, children[name])
+        self.by_parts = by_parts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.by_parts:
+            return self.backbone(x)[-1]
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize('part', ['stages', 'blocks'])
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('by_parts', [True, False])
+def test_parts_that_are_registered_twice(part, first, by_parts) -> None:
+    model = randomise_batchnorms(Taken(part, first, by_parts))
+    after, counts = deployed_copy(model, ['branches', 'dilation'])
+    assert counts['dilation'] == 4
+    assert compare(model, after, torch.randn(1, 3, 97, 97)).max_rel < 1e-5
+
+
+def test_a_block_that_is_used_twice_in_a_run() -> None:
+    block = fused_run((2,))[0]
+    run = nn.Sequential(block, block)
+    after, count = undilated(run)
+    assert count == 1
+    x = torch.randn(1, 4, 9, 11, dtype=torch.float64)
+    torch.testing.assert_close(after(x), run(x), rtol=0, atol=EXACT)
+    torch.testing.assert_close(after[0](x), block(x), rtol=0, atol=EXACT)
+    torch.testing.assert_close(after[:1](x), block(x), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_hooks_see_whole_maps(when) -> None:
+    run = fused_run((1, 2, 2, 2))
+    shapes = {}
+
+    def add_hooks(model: nn.Sequential) -> None:
+        for name in ('', '1', '2.branch_reparam', '2.act'):
+            model.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: shapes.update({name: output.shape})
+            )
+
+    if when == 'before':
+        add_hooks(run)
+    after, count = undilated(run)
+    if when == 'after':
+        add_hooks(after)
+    x = torch.randn(1, 4, 9, 11, dtype=torch.float64)
+    shapes.clear()
+    found = after(x)
+    assert count == 3
+    assert set(shapes) == {'', '1', '2.branch_reparam', '2.act'}
+    assert set(shapes.values()) == {x.shape}
+    torch.testing.assert_close(found, run(x), rtol=0, atol=EXACT)
+
+
+def test_a_patched_conv_is_left() -> None:
+    conv = nn.Conv2d(2, 2, 3, padding=2, dilation=2)
+    plain = conv.forward
+    conv.forward = lambda x: 2 * plain(x)
+    assert undilate(conv) == 0
+
+
+class OwnSequential(nn.Sequential):
+    """Has a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def test_another_sequence_keeps_its_class() -> None:
+    run = OwnSequential(*fused_run((2, 2)))
+    after, count = undilated(run)
+    assert (count, type(after)) == (2, OwnSequential)
+    x = torch.randn(1, 4, 9, 11, dtype=torch.float64)
+    torch.testing.assert_close(after(x), run(x), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize('size', [(0, 4, 9, 9), (4, 9, 11)], ids=['batch 0', 'unbatched'])
+def test_empty_batches_and_single_maps(size) -> None:
+    x = torch.randn(size, dtype=torch.float64)
+    for model in (fused_run((2, 2)), nn.Conv2d(4, 6, 3, padding=3, dilation=3).double()):
+        after, _ = undilated(model)
+        torch.testing.assert_close(after(x), model(x), rtol=0, atol=EXACT)
+
+
+def test_channels_last_stays() -> None:
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64).to(memory_format=torch.channels_last)
+    for model in (fused_run((2, 2)), nn.Conv2d(4, 6, 3, padding=3, dilation=3).double()):
+        model = model.to(memory_format=torch.channels_last)
+        after, _ = undilated(model)
+        assert after(x).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(after(x), model(x), rtol=0, atol=EXACT)
+
+
+def test_it_compiles_without_a_break() -> None:
+    after, _ = undilated(fused_run((1, 2, 2)))
+    compiled = torch.compile(after, fullgraph=True, backend='aot_eager')
+    for size in ((8, 8), (9, 11)):
+        x = torch.randn(1, 4, *size, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), after(x), rtol=0, atol=EXACT)
 
 
 def test_squeeze_excitation_ends_a_run() -> None:

@@ -1,12 +1,15 @@
 """Heads with a linearized pyramid equal mmseg's, for every size, scale and alignment."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmseg_repvgg.reparam import pyramid
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
@@ -139,6 +142,123 @@ def test_changing_sizes_and_types() -> None:
     x = torch.randn(1, 7, 9, 10)
     torch.testing.assert_close(after.float()([x]), head.float()([x]), rtol=0, atol=1e-5)
     assert len(after.bottleneck._axes) == 1
+
+
+@pytest.mark.parametrize('first', [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_any_grad_mode_may_come_first(first) -> None:
+    head = make_head()
+    after = linearized(head)
+    x = torch.randn(1, 7, 8, 9, dtype=torch.float64)
+    with first():
+        after([x])
+    after([x]).sum().backward()
+    with torch.inference_mode():
+        torch.testing.assert_close(after([x]), head([x]), rtol=0, atol=EXACT)
+
+
+def test_threads_with_several_sizes() -> None:
+    head = make_head()
+    after = linearized(head)
+    maps = [torch.randn(1, 7, 6 + i, 7 + i, dtype=torch.float64) for i in range(4)]
+    expected = [head([x]).detach() for x in maps]
+
+    def serve(i: int) -> list[float]:
+        with torch.no_grad():
+            return [(after([maps[i]]) - expected[i]).abs().max().item() for _ in range(100)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns as often as possible
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            gaps = [gap for found in pool.map(serve, range(4)) for gap in found]
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(gaps) == 400
+    assert max(gaps) < EXACT
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    head = make_head()
+    after = linearized(head)
+    x = torch.randn(1, 7, 8, 9, dtype=torch.float64)
+    after([x])
+    mode = FakeTensorMode()
+    state = {name: mode.from_tensor(tensor) for name, tensor in after.state_dict().items()}
+    for size in ((8, 9), (10, 11)):
+        with mode:
+            fake = torch.empty(1, 7, *size, dtype=torch.float64)
+            out = torch.func.functional_call(after, state, ([fake],))
+        assert out.shape == (1, 4, *size)
+        x = torch.randn(1, 7, *size, dtype=torch.float64)
+        torch.testing.assert_close(after([x]), head([x]), rtol=0, atol=EXACT)
+
+
+def test_it_compiles_and_exports_at_new_sizes() -> None:
+    head = make_head()
+    after = linearized(head)
+    compiled = torch.compile(after, fullgraph=True, backend='aot_eager')
+    for size in ((8, 9), (9, 8), (8, 9)):
+        x = torch.randn(1, 7, *size, dtype=torch.float64)
+        torch.testing.assert_close(compiled([x]), head([x]), rtol=0, atol=EXACT)
+    program = torch.export.export(after, ([x],))
+    torch.testing.assert_close(program.module()([x]), head([x]), rtol=0, atol=EXACT)
+    torch.testing.assert_close(after([x]), head([x]), rtol=0, atol=EXACT)
+
+
+class HeadOfOurOwn(nn.Module):
+    """Has mmseg's names and another way: the concat begins with the pyramid."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.psp_modules, self.bottleneck = head.psp_modules, head.bottleneck
+        self.align_corners = head.align_corners
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bottleneck(torch.cat([*self.psp_modules(x), x], dim=1))
+
+
+def patched(head: nn.Module) -> nn.Module:
+    head._forward_feature = lambda inputs: 2 * head.bottleneck(inputs[0])
+    return head
+
+
+def hooked(name: str):
+    def hook(head: nn.Module) -> nn.Module:
+        head.get_submodule(name).register_forward_hook(lambda *call: None)
+        return head
+
+    return hook
+
+
+def spectral(head: nn.Module) -> nn.Module:
+    nn.utils.spectral_norm(head.bottleneck.conv)
+    return head
+
+
+def without_convs(head: nn.Module) -> nn.Module:
+    head.psp_modules[0][1] = nn.Identity()
+    return head
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        HeadOfOurOwn,
+        patched,
+        hooked('psp_modules'),
+        hooked('psp_modules.0.0'),
+        hooked('bottleneck'),
+        hooked('bottleneck.conv'),
+        spectral,
+        without_convs,
+    ],
+)
+def test_heads_of_another_kind_are_left_as_they_are(change) -> None:
+    head = change(make_head())
+    pyramid, bottleneck = head.psp_modules, head.bottleneck
+    assert linearize_pyramids(head) == 0
+    assert head.psp_modules is pyramid
+    assert head.bottleneck is bottleneck
 
 
 def test_nothing_is_pooled_or_concatenated() -> None:
