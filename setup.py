@@ -38,7 +38,7 @@ setup(
     # takes exactly one of the extras `openmmlab` and `onedl`. OpenCV comes with either, in the
     # variant it asks for; two variants in one environment overwrite each other.
     install_requires=[
-        'torch>=2.6',  # the first whose weights_only loading is safe and takes our stand-ins
+        'torch>=2.6',  # the oldest that is tested, and the first whose torch.load is safe
         'torchvision',
         'numpy',
         'pillow',

@@ -82,12 +82,12 @@ def check_python() -> str:
 
 
 def check_torch() -> str:
-    """PyTorch is new enough to read checkpoints safely."""
+    """PyTorch is new enough."""
     import torch
 
     found = str(torch.__version__)
     if parse(found) < parse(TORCH):
-        text = f'PyTorch {found} is too old to read checkpoints safely; needed is {TORCH} or newer'
+        text = f'PyTorch {found} is too old; needed is {TORCH} or newer'
         raise Problem(text, f"pip install 'torch>={TORCH}' torchvision")
     return found
 

@@ -109,7 +109,7 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _refuse_other_kinds(file: Path) -> None:
-    """Raise CheckpointError for what often stands in the place of a checkpoint."""
+    """Raise CheckpointError for what is often given instead of a checkpoint."""
     if file.is_dir():
         raise _wrong(file, 'a folder', 'Give the file inside it')
     head = _first_bytes(file, 512)
