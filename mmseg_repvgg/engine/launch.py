@@ -173,6 +173,8 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     writable_folder(cfg.work_dir)
     cfg.launcher = launcher
+    if cfg.get('randomness'):
+        cfg.randomness.setdefault('seed', None)  # mmengine asks for it, and draws one for None
     prepare_for_cpu(cfg, launcher)
     loops = (cfg.get('val_cfg') or {}, cfg.get('test_cfg') or {})
     if get_device() == 'cpu' and any(loop.get('fp16') for loop in loops):

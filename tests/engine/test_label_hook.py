@@ -172,9 +172,9 @@ def test_heads_and_metrics_that_ignore_different_ids_are_said(tmp_path):
     'hooks', [['LabelCheckHook'], ['LabelCheckHook'] * 2], ids=['once', 'twice']
 )
 def test_masks_of_0_and_255_are_said_once(tmp_path, hooks):
-    """All of the foreground is ignored, and the score is 100."""
+    """All of the foreground is ignored, and a model that knows one class scores about 100."""
     scores, said = train(config(tmp_path, (0, 255), hooks=hooks))
-    assert scores['mAcc'] == 100
+    assert scores['mAcc'] > 99
     assert len(said) == 1
     assert 'all labels of 4 batches are 0 or 255, and 255 is ignored' in said[0]
     assert 'convert 255 to 1' in said[0]
