@@ -154,7 +154,7 @@ def fuse_batchnorms(model: nn.Module) -> int:
     ]
     branches = {part for block in blocks for part in block.modules()}
     occurrences = Counter(child for m in model.modules() for child in m._modules.values())
-    fused = []
+    fused: list[tuple[Any, str, str, nn.Conv2d]] = []
     with computed_weights(model):
         for module in [m for m in model.modules() if m not in branches]:
             for names in _conv_norm_pairs(module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -134,10 +135,11 @@ def fuse_branches(model: nn.Module) -> int:
         block.become_fused(conv)
     fused = {block: fuse_in_place(block) for block in others}
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if fused.get(child, child) is not child:
+        for name, child in list(parent._modules.items()):
+            if child in fused:
                 setattr(parent, name, fused[child])
-    for backbone in model.modules():
+    backbones: Iterator[Any] = model.modules()
+    for backbone in backbones:
         if hasattr(backbone, 'training_form') and getattr(backbone, 'deploy', None) is False:
             backbone.deploy = True
     return count
