@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -51,7 +52,8 @@ def load_runtime(
             option is wrong.
         RuntimeError: If the runtime is not installed.
     """
-    info, path = ModelDescription.read(path), Path(path)
+    path = Path(os.path.abspath(path))  # right after a change of folder, for pickling
+    info = ModelDescription.read(path)
     name = runtime or _default(path, info.format)
     if name not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r} is not known; use one of {", ".join(RUNTIMES)}')

@@ -1,9 +1,11 @@
-"""What all runtimes have in common: the check of the input, and batches of any size."""
+"""What all runtimes have in common: checks of the input, batches of any size, pickling."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +15,26 @@ from mmseg_repvgg.deploy.model_description import ModelDescription
 class Runtime(ABC):
     """An exported model, loaded and ready.
 
-    One call at a time: threads that share a model take turns, or load one each.
+    Threads may share it. Pickling keeps the path and the options, and unpickling loads the file
+    again. After a fork the child process must load the model itself, for the threads of the runtime
+    are left behind in the parent.
 
     Args:
         path: The model file, which the runtime can read.
         info: What was written beside it.
         threads: How many threads a call uses; None: as many as the runtime sees fit.
+        **options: Other arguments of the class, for :mod:`pickle`.
     """
 
-    def __init__(self, path: Path, info: ModelDescription, threads: int | None) -> None:
+    def __init__(
+        self, path: Path, info: ModelDescription, threads: int | None, **options: Any
+    ) -> None:
         self.path, self.info, self.threads = path, info, threads
+        self._options, self._process = options, os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the model was loaded from."""
+        return _load, (type(self), self.path, self.info, self.threads, self._options)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run the network on images (N, 3, *info.size) float32, for any N.
@@ -32,7 +44,14 @@ class Runtime(ABC):
 
         Raises:
             ValueError: If ``images`` has another shape or dtype.
+            RuntimeError: If this process was forked after the model was loaded.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f'{self.path} was loaded before this process was forked, and the threads that run '
+                'it are in the parent only: load it in each worker process, or start the workers '
+                "with multiprocessing.get_context('spawn')"
+            )
         expected = (3, *self.info.size)
         if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(
@@ -52,4 +71,13 @@ class Runtime(ABC):
 
     @abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Run the network once on checked, contiguous images; N is 1 if the batch is fixed."""
+        """Run the network once on checked, contiguous images; N is 1 if the batch is fixed.
+
+        Several threads may call it at once.
+        """
+
+
+def _load(
+    kind: type[Runtime], path: Path, info: ModelDescription, threads: Any, options: Any
+) -> Any:
+    return kind(path, info, threads, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class MnnRuntime(Runtime):
         threads: int | None = None,
         winograd_level: int = 3,
     ) -> None:
-        super().__init__(path, info, threads)
+        super().__init__(path, info, threads, winograd_level=winograd_level)
         if winograd_level not in WINOGRAD_LEVELS:
             raise ValueError(f'winograd_level={winograd_level!r} must be one of {WINOGRAD_LEVELS}')
         settings = dict(backend='CPU', precision='high', numThread=threads or os.cpu_count() or 1)
@@ -53,9 +54,14 @@ class MnnRuntime(Runtime):
             str(path), ['images'], [output], runtime_manager=manager
         )
         self.manager = manager  # MNN does not keep it
+        self.lock = threading.Lock()  # a module has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """As :meth:`Runtime.run`."""
+        """As :meth:`Runtime.run`; threads take turns."""
+        with self.lock:
+            return self._run(images)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
         var = MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)
         outputs = self.module.forward([var])
         if not outputs:

@@ -22,7 +22,7 @@ class OnnxRuntime(Runtime):
         providers: ONNX Runtime's execution providers, the preferred first.
 
     Raises:
-        ValueError: If the first provider is not there, in whose place ONNX Runtime would silently
+        ValueError: If the first provider is not there, instead of which ONNX Runtime would silently
             take the CPU.
     """
 
@@ -33,7 +33,7 @@ class OnnxRuntime(Runtime):
         threads: int | None = None,
         providers: Sequence[str] = ('CPUExecutionProvider',),
     ) -> None:
-        super().__init__(path, info, threads)
+        super().__init__(path, info, threads, providers=tuple(providers))
         self._check(providers, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -48,7 +48,7 @@ class OnnxRuntime(Runtime):
         if not wanted or wanted[0] not in there:
             raise ValueError(
                 f'providers={list(wanted)}: ONNX Runtime has {", ".join(there)} here; for CUDA pip '
-                'install onnxruntime-gpu in the place of onnxruntime'
+                'install onnxruntime-gpu instead of onnxruntime'
             )
 
     def run(self, images: np.ndarray) -> np.ndarray:

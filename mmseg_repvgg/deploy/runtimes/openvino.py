@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,19 @@ class OpenVinoRuntime(Runtime):
         device: str = 'CPU',
         precision: str = 'f32',
     ) -> None:
-        super().__init__(path, info, threads)
+        super().__init__(path, info, threads, device=device, precision=precision)
         settings: dict[str, str | int] = dict(
             INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY'
         )
         if threads is not None:
             settings['INFERENCE_NUM_THREADS'] = threads
         self.model = openvino.Core().compile_model(str(path), device, settings)
+        self.requests = threading.local()  # one a thread: a request has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """As :meth:`Runtime.run`."""
-        return np.array(self.model([images])[0])  # a copy: the next call writes to the same place
+        if not hasattr(self.requests, 'own'):
+            self.requests.own = self.model.create_infer_request()
+        return np.array(
+            self.requests.own.infer([images])[0]
+        )  # a copy: the next call writes to the same place

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.export.passes import move_to_device_pass
 
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
@@ -28,11 +29,13 @@ class TorchRuntime(Runtime):
         threads: int | None = None,
         device: str = 'cpu',
     ) -> None:
-        super().__init__(path, info, threads)
+        super().__init__(path, info, threads, device=device)
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
-        self.module = torch.export.load(path).module().to(self.device)
+        # constants of the graph move too, which Module.to leaves where they are
+        program = move_to_device_pass(torch.export.load(path), self.device)
+        self.module = program.module()
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """As :meth:`Runtime.run`."""
