@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmseg_repvgg.accel import winograd
+from mmseg_repvgg.accel import nnpack
 from mmseg_repvgg.checkpoint import read_checkpoint, state_dict_of, write_checkpoint
 from mmseg_repvgg.checkpoint.loading import load_backbone
 from mmseg_repvgg.checkpoint.names import SCHEMES, scheme_of, translate
@@ -151,7 +151,7 @@ def test_every_architecture_is_equal(share):
     )
 
 
-@pytest.mark.skipif(not winograd.is_available(), reason='PyTorch without NNPACK')
+@pytest.mark.skipif(not nnpack.is_available(), reason='PyTorch without NNPACK')
 @SHARES
 def test_winograd_is_equal(share):
     """On maps of a size that it takes, in runs of dilated convs as well."""

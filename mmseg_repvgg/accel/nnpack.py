@@ -1,10 +1,11 @@
-"""NNPACK's Winograd convolution with kernels that are transformed once, not in every call.
+"""NNPACK's Winograd convolution through its C interface, with kernels transformed once.
 
 PyTorch brings NNPACK and calls it as ``torch._nnpack_spatial_convolution``, which transforms the
-kernels anew each time: a sixth of the time of a layer of RepVGG-B2 at 713x713. The library itself
-takes transformed kernels, and PyTorch's shared library exports it, so that it is called here by its
-C interface (``nnp_convolution_inference`` in ``nnpack.h``, the same since 2017). Where that is not
-there, or does not give what PyTorch's conv gives, :func:`is_available` says so.
+kernels in every call: a sixth of the time of a layer of RepVGG-B2 at 713x713. PyTorch's shared
+library exports the C function (``nnp_convolution_inference`` in ``nnpack.h``, unchanged since
+2017), which also takes transformed kernels.
+
+The functions here hand addresses to C. Their caller has checked device, dtype and shapes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINOGRAD_8X8 = 3  # nnp_convolution_algorithm: F(6x6, 3x3)
-TILE = 6  # pixels a side that a tile of it gives
+VALUES_PER_KERNEL = 8 * 8  # of a transformed 3x3 kernel
 PRECOMPUTE, REUSE = 2, 3  # nnp_convolution_transform_strategy
-ACTIVATIONS = {False: 0, True: 1}  # nnp_activation: identity, ReLU
+IDENTITY, RELU = 0, 1  # nnp_activation
 ROUNDING = 1e-4  # relative, of the check on a small conv
 
 
@@ -32,66 +34,79 @@ class NnpackError(RuntimeError):
     """NNPACK refused a convolution; the text has its status."""
 
 
-class TransformedKernel:
-    """A kernel as NNPACK's Winograd multiplies with it.
+@functools.cache
+def is_available() -> bool:
+    """Whether NNPACK is here and right; the first call starts it and tries a small conv."""
+    library = _library()
+    if library is None or library.nnp_initialize():
+        return False
+    cpu = dict(device='cpu', dtype=torch.float32)  # whatever the defaults are
+    generator = torch.Generator('cpu').manual_seed(0)
+    x = torch.randn(1, 3, 14, 17, generator=generator, **cpu)  # type: ignore[call-overload]
+    weight = torch.randn(5, 3, 3, 3, generator=generator, **cpu)  # type: ignore[call-overload]
+    try:
+        actual = convolve(x, [transform_kernel(weight)], None)
+    except NnpackError:
+        return False
+    expected = F.conv2d(x, weight, padding=1)
+    return bool((actual - expected).abs().max() <= ROUNDING * expected.abs().max())
+
+
+def transform_kernel(weight: Tensor) -> Tensor:
+    """Transform the kernel of a conv of one group.
 
     Args:
-        weight: (C_out, C_in, 3, 3) float32 on the CPU; it is not kept.
+        weight: (C_out, C_in, 3, 3), contiguous.
+
+    Returns:
+        (C_out * C_in * 256,) bytes, in an order of NNPACK's own.
 
     Raises:
         NnpackError: If NNPACK refuses it.
     """
-
-    def __init__(self, weight: Tensor) -> None:
-        self.channels = (weight.shape[1], weight.shape[0])
-        weight = weight.detach().contiguous()
-        # the kernel is the same for every size of the map, but NNPACK wants one
-        self.values = _run(PRECOMPUTE, self.channels, (8, 8), weight)
-
-    def convolve(self, x: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-        """A 3x3 conv of stride 1 and padding 1.
-
-        Args:
-            x: (1, C_in, H, W) float32 on the CPU.
-            bias: (C_out,), float32, or None.
-            relu: Whether a ReLU follows.
-
-        Returns:
-            (1, C_out, H, W).
-
-        Raises:
-            NnpackError: If NNPACK refuses it.
-        """
-        height, width = x.shape[2:]
-        bias = x.new_zeros(self.channels[1]) if bias is None else bias.detach().contiguous()
-        out = x.new_empty(1, self.channels[1], height, width)
-        _run(REUSE, self.channels, (height, width), self.values, x.contiguous(), bias, out, relu)
-        return out
+    # the result is the same for every size of the map, but NNPACK asks for one
+    return _call(PRECOMPUTE, (weight.shape[1], weight.shape[0]), (8, 8), weight)
 
 
-def transformed_bytes(weight: Tensor) -> int:
-    """Bytes that a transformed kernel takes: 64 values for each 3x3."""
-    return weight.shape[0] * weight.shape[1] * 64 * 4
+def convolve(
+    x: Tensor, kernels: Sequence[Tensor], bias: Tensor | None, relu: bool = False
+) -> Tensor:
+    """A 3x3 conv of stride 1 and padding 1.
+
+    Args:
+        x: (N, C_in, H, W), contiguous, not empty.
+        kernels: The transformed kernel of each group.
+        bias: (C_out,), contiguous, or None.
+        relu: Whether a ReLU follows.
+
+    Returns:
+        (N, C_out, H, W).
+
+    Raises:
+        NnpackError: If NNPACK refuses it.
+    """
+    batch, in_channels, height, width = x.shape
+    groups = len(kernels)
+    channels = in_channels // groups
+    out_channels = kernels[0].numel() // (channels * VALUES_PER_KERNEL * 4)
+    out = x.new_empty(batch * groups, out_channels, height, width)
+    if bias is None:
+        bias = x.new_zeros(groups * out_channels)
+    biases = bias.view(groups, out_channels)
+    # one image and group a call: NNPACK's code for batches is slower than PyTorch's convs
+    for position, maps in enumerate(x.view(batch * groups, channels, height, width)):
+        group = position % groups
+        tensors = maps, biases[group], out[position]
+        _call(REUSE, (channels, out_channels), (height, width), kernels[group], *tensors, relu=relu)
+    return out.view(batch, groups * out_channels, height, width)
 
 
-@functools.cache
-def is_available() -> bool:
-    """Whether transformed kernels can be used here; the first call tries a small conv."""
-    if not torch.backends.nnpack.is_available() or _library() is None:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, 14, 17, generator=generator)
-    weight = torch.randn(5, 3, 3, 3, generator=generator)
-    bias = torch.randn(5, generator=generator)
-    try:
-        actual = TransformedKernel(weight).convolve(x, bias)
-    except NnpackError:
-        return False
-    expected = F.conv2d(x, weight, bias, padding=1)
-    return bool((actual - expected).abs().max() <= ROUNDING * expected.abs().max())
+def are_equal_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors of one shape hold the same bits, NaNs included.
 
-
-_kept = threading.local()
+    Several times as fast as ``torch.equal``.
+    """
+    return _library().memcmp(a.data_ptr(), b.data_ptr(), a.nbytes) == 0
 
 
 class _Size(Structure):
@@ -118,16 +133,20 @@ _ARGUMENTS = (
 @functools.cache
 def _library() -> Any:
     """PyTorch's library with NNPACK in it, or None."""
-    path = Path(torch.__file__).parent / 'lib' / 'libtorch_cpu.so'
-    try:
-        library = ctypes.CDLL(str(path))
-        library.nnp_convolution_inference.argtypes = _ARGUMENTS
-        library.nnp_convolution_inference.restype = c_int
-        library.pthreadpool_create.argtypes = (c_size_t,)
-        library.pthreadpool_create.restype = c_void_p
-    except (OSError, AttributeError):  # no such file; no such function in it
-        return None
-    return library
+    folder = Path(torch.__file__).parent / 'lib'
+    for name in ('libtorch_cpu.so', 'libtorch_cpu.dylib'):
+        try:
+            library = ctypes.CDLL(str(folder / name))
+            library.nnp_initialize.restype = c_int
+            library.nnp_convolution_inference.argtypes = _ARGUMENTS
+            library.nnp_convolution_inference.restype = c_int
+            library.pthreadpool_create.argtypes = (c_size_t,)
+            library.pthreadpool_create.restype = c_void_p
+            library.memcmp.argtypes = (c_void_p, c_void_p, c_size_t)
+        except (OSError, AttributeError):  # no such file; no such function in it
+            continue
+        return library
+    return None
 
 
 @functools.cache
@@ -136,7 +155,10 @@ def _threads(count: int, process: int) -> c_void_p:
     return c_void_p(_library().pthreadpool_create(count))
 
 
-def _run(
+_of_thread = threading.local()
+
+
+def _call(
     strategy: int,
     channels: tuple[int, int],
     size: tuple[int, int],
@@ -159,17 +181,19 @@ def _run(
             _Size(size[1], size[0]), _Padding(1, 1, 1, 1), _Size(3, 3), _Size(1, 1),
             *pointers,
             workspace, ctypes.byref(length),
-            ACTIVATIONS[relu], None, _threads(torch.get_num_threads(), os.getpid()), None,
+            RELU if relu else IDENTITY, None,
+            _threads(torch.get_num_threads(), os.getpid()), None,
         )  # fmt: skip
         if status:
             raise NnpackError(f'NNPACK refused a convolution of {channels} channels: {status}')
 
     length = c_size_t(0)
     call(None, length)  # says how many bytes it needs
-    workspace = getattr(_kept, 'workspace', None) if strategy == REUSE else None
+    workspace = getattr(_of_thread, 'workspace', None) if strategy == REUSE else None
     if workspace is None or workspace.numel() < length.value:
-        workspace = torch.empty(length.value, dtype=torch.uint8)  # aligned to 64 bytes by PyTorch
+        # aligned to 64 bytes by PyTorch
+        workspace = torch.empty(length.value, dtype=torch.uint8, device='cpu')
         if strategy == REUSE:
-            _kept.workspace = workspace
+            _of_thread.workspace = workspace
     call(workspace.data_ptr(), length)
     return workspace

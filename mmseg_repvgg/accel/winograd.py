@@ -1,213 +1,260 @@
-"""3x3 convs -> Winograd's minimal filtering in PyTorch on the CPU, by the NNPACK it comes with.
+"""3x3 convs by Winograd's minimal filtering in PyTorch on the CPU, with the NNPACK it comes with.
 
-A 3x3 conv of stride 1 needs 2.25 multiplications an output (F(2x2, 3x3), which the paper's section
-2.4 counts) or, with tiles of 6x6, 1.78 in the place of 9: the reason why plain stacks of 3x3 are
-fast. PyTorch's CPU convs do not use it. It is exact in exact arithmetic, and rounds a little more.
+A 3x3 conv of stride 1 needs 9 multiplications per output; by Winograd it needs 2.25 (F(2x2, 3x3),
+which the paper's section 2.4 counts) or, with tiles of 6x6 as here, 1.78. PyTorch's CPU convs do
+not use it. It is exact in exact arithmetic, and rounds a little more. A NaN or an infinite value in
+the input makes pixels of all the 6x6 tiles that read it NaN, not only the 3x3 pixels around it.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import warnings
+import weakref
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from mmseg_repvgg.accel import nnpack
-from mmseg_repvgg.accel.sub_map_mosaic import best_columns, run_on_mosaic
+from mmseg_repvgg.accel.memory_limit import memory_limit
+from mmseg_repvgg.accel.sub_map_mosaic import run_on_mosaic
 from mmseg_repvgg.reparam.dilation import (
     Layers,
     SubMapConv2d,
     SubMapSequential,
     run_on_sub_maps,
 )
+from mmseg_repvgg.reparam.module_hooks import has_hooks
 
-SMALLEST = 12 * 12
-"""Pixels of a map below which it does not pay."""
-SMALLEST_EACH_CALL = 28 * 28
-"""The same where kernels are transformed in every call."""
-SHARE_KEPT = 0.25
-"""Of the machine's memory: what a model may hold in transformed kernels, 7 times its weights."""
-
-
-@functools.cache
-def is_available() -> bool:
-    """Whether this PyTorch has NNPACK and it runs on this processor; the first call starts it."""
-    return torch.backends.nnpack.is_available()
+MIN_PIXELS_FOR_WINOGRAD = 12 * 12
+"""Of a map; smaller ones are faster with the plain conv."""
+SHARE_OF_MEMORY = 0.25
+"""What a process keeps of transformed kernels, at most, as a share of the memory it may use."""
 
 
-def runs_here(x: Tensor, weight: Tensor) -> bool:
-    """Whether a conv of ``x`` would go by Winograd: float32 on the CPU, without gradients.
-
-    Not while a graph is traced or compiled: what it is for has its own ways.
-    """
-    return (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and is_available()
-    )
-
-
-def winograd_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int = 1,
-    kernels: Sequence[nnpack.TransformedKernel] | None = None,
-    relu: bool = False,
+def plain_conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, relu: bool = False
 ) -> Tensor:
-    """A 3x3 conv of stride 1 and padding 1 by Winograd.
+    """What :func:`winograd_conv3x3` computes, by PyTorch's conv."""
+    out = F.conv2d(x, weight, bias, padding=1, groups=groups)
+    return (out.relu() if relu else out).contiguous()
+
+
+@torch.library.custom_op(
+    'mmseg_repvgg::winograd_conv3x3',
+    mutates_args=(),
+    schema='(Tensor x, Tensor weight, Tensor? bias=None, int groups=1, bool relu=False) -> Tensor',
+)
+def winograd_conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, relu: bool = False
+) -> Tensor:
+    """A 3x3 conv of stride 1 and padding 1: by Winograd where it can be, else PyTorch's conv.
+
+    Winograd takes float32 on the CPU. The result depends on nothing but the arguments: transformed
+    kernels are kept, and compared with ``weight`` in every call. The operator itself has no
+    gradients and loses the tangents of forward-mode differentiation: :class:`WinogradConv2d` calls
+    it where neither is wanted.
 
     Args:
-        x: (N, C_in, H, W) float32 on the CPU.
+        x: (N, C_in, H, W) or (C_in, H, W), in any memory format.
         weight: (C_out, C_in / groups, 3, 3).
         bias: (C_out,) or None.
         groups: Of the conv.
-        kernels: The weight of each group, transformed; None: it is transformed here.
         relu: Whether a ReLU follows.
 
     Returns:
-        (N, C_out, H, W).
+        (N, C_out, H, W) or (C_out, H, W), contiguous.
+
+    Raises:
+        RuntimeError: As PyTorch's conv, if the arguments do not fit each other.
     """
-    biases = [None] * groups if bias is None else bias.chunk(groups)
-    weights = weight.chunk(groups) if kernels is None else kernels
-    parts = list(zip(weights, biases, strict=True))
-    images = []
-    for image in x.split(1):  # NNPACK's code for batches is slower than PyTorch's convs
-        maps = [
-            _convolve(group, weight, bias, relu)
-            for group, (weight, bias) in zip(image.chunk(groups, dim=1), parts, strict=True)
-        ]
-        images.append(_joined(maps, dim=1))
-    return _joined(images, dim=0)
+    if _winograd_takes(x, weight, bias, groups) and nnpack.is_available():
+        kernels = _transformed_kernels(weight, groups)
+        if kernels is not None:
+            bias = None if bias is None else bias.contiguous()
+            return nnpack.convolve(x.contiguous(), kernels, bias, relu)
+    return plain_conv3x3(x, weight, bias, groups, relu)
 
 
-def _convolve(x: Tensor, weight: Any, bias: Tensor | None, relu: bool) -> Tensor:
-    if isinstance(weight, nnpack.TransformedKernel):
-        return weight.convolve(x, bias, relu)
-    out = torch._nnpack_spatial_convolution(x, weight, bias, 1)
-    return out.relu_() if relu else out
+winograd_conv3x3.register_fake(plain_conv3x3)
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+@winograd_conv3x3.register_vmap
+def _vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+    """One call for each entry."""
+    batched = list(zip(args, in_dims, strict=True))
+    outs = [
+        winograd_conv3x3(*[arg if dim is None else arg.select(dim, i) for arg, dim in batched])
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(outs), 0
 
 
-class KernelKeeper(nn.Conv2d):
-    """What convs by Winograd have in common: kernels transformed once, if there is room.
+@register_flop_formula(torch.ops.mmseg_repvgg.winograd_conv3x3)
+def _flops(x: Any, weight: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    """Those of the plain conv, as PyTorch counts them: two for each multiply-add."""
+    return 2 * torch.Size(out_shape).numel() * torch.Size(weight[1:]).numel()
 
-    They are no part of the state dict, and follow the weight when that changes. Copies make their
-    own.
+
+def _winograd_takes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
+    """Whether NNPACK may be given the arguments: all that it does not check itself."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(
+            t.device.type == 'cpu' and t.dtype == torch.float32 and t.layout == torch.strided
+            for t in tensors
+        )
+        and x.dim() == weight.dim() == 4
+        and groups > 0
+        and x.shape[1] == weight.shape[1] * groups
+        and weight.shape[0] % groups == 0
+        and weight.shape[2:] == (3, 3)
+        and (bias is None or bias.shape == weight.shape[:1])
+        and x.numel() > 0
+        and weight.numel() > 0
+        and x.shape[2] * x.shape[3] >= MIN_PIXELS_FOR_WINOGRAD
+    )
+
+
+class _KeptKernels:
+    """The transformed kernels of a weight, the values they were made from, and their bytes."""
+
+    def __init__(self, weight: Tensor, groups: int) -> None:
+        self.values = weight.clone()
+        self.groups = groups
+        self.kernels = [nnpack.transform_kernel(part) for part in self.values.chunk(groups)]
+        self.nbytes = _kept_bytes(weight)
+
+
+_kept: dict[int, tuple[_KeptKernels, weakref.ref]] = {}
+"""By the id of the weight, until the weight is gone. An entry is a guess: its values decide."""
+
+
+def _transformed_kernels(weight: Tensor, groups: int) -> Sequence[Tensor] | None:
+    """The transformed kernel of each group; None where there is no room to keep them.
+
+    Whoever changed the weight, and however, the kept values tell. To compare them takes 0.4 % of
+    the time of a call on a map of 90x90, and 2 % at 28x28.
+    """
+    key, values = id(weight), weight.detach().contiguous()
+    kept, _ = _kept.get(key, (None, None))
+    if (
+        kept is not None
+        and (kept.groups, kept.values.shape) == (groups, values.shape)
+        and nnpack.are_equal_bytes(kept.values, values)
+    ):
+        return kept.kernels
+    kept = None
+    _kept.pop(key, None)  # before new ones are made: they are large
+    others = sum(entry.nbytes for entry, _ in tuple(_kept.values()))
+    if others + _kept_bytes(weight) > SHARE_OF_MEMORY * _memory_limit():
+        return None
+    made = _KeptKernels(values, groups)
+    _kept[key] = (made, weakref.ref(weight, functools.partial(_kept.pop, key)))
+    return made.kernels
+
+
+def _kept_bytes(weight: Tensor) -> int:
+    """Bytes that the transformed kernels of a weight take, and its copy: 64 and 9 values each."""
+    return weight.numel() // 9 * (nnpack.VALUES_PER_KERNEL + 9) * 4
+
+
+_memory_limit = functools.cache(memory_limit)
+
+
+def _is_plain_inference(x: Tensor) -> bool:
+    """Whether nothing is wanted but values: no gradient, tangent, graph or other dtype."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled('cpu')
+        or type(x) is not Tensor  # traced by torch.fx, fake, or of a class with its own convs
+        or forward_ad.unpack_dual(x).tangent is not None
+    )
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3x3 conv that goes by Winograd under ``torch.no_grad()`` or ``inference_mode``.
+
+    With gradients enabled, while a graph is traced, compiled or exported, under autocast, and where
+    weight or bias are no ordinary parameters (``functional_call``, pruning), it is the plain conv.
     """
 
-    keeps_kernels = False
-    relu = False  # whether it is part of this conv
-    _kept: tuple[Any, list[nnpack.TransformedKernel]] | None = None
-
-    def by_winograd(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H, W), by Winograd where that is possible and pays."""
-        keeps = self.keeps_kernels and not self.weight.is_inference()  # those have no version
-        smallest = SMALLEST if keeps else SMALLEST_EACH_CALL
-        if x.shape[2] * x.shape[3] < smallest or not runs_here(x, self.weight):
-            out = nn.Conv2d.forward(self, x)
-            return out.relu() if self.relu else out
-        kernels = self._kernels() if keeps else None
-        return winograd_conv2d(x, self.weight, self.bias, self.groups, kernels, self.relu)
-
-    def _kernels(self) -> list[nnpack.TransformedKernel]:
-        """The transformed kernel of each group."""
-        state = (self.weight.data_ptr(), self.weight._version)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = None  # before new ones are made: they are large
-            kernels = [nnpack.TransformedKernel(part) for part in self.weight.chunk(self.groups)]
-            self._kept = (state, kernels)
-        return self._kept[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != '_kept'}
-
-
-class WinogradConv2d(KernelKeeper):
-    """A 3x3 conv that goes by Winograd where that is possible and pays; parameters as before."""
+    relu = False  # whether it does the ReLU of its block
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H, W)."""
-        return self.by_winograd(x)
+        if (
+            _is_plain_inference(x)
+            and type(self.weight) is nn.Parameter
+            and type(self.bias) in (nn.Parameter, type(None))
+            and _is_rewritable(self)  # still
+        ):
+            return winograd_conv3x3(x, self.weight, self.bias, self.groups, self.relu)
+        out = nn.Conv2d.forward(self, x)
+        return out.relu() if self.relu else out
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        _kept.pop(id(self.weight), None)  # the weight changes its dtype or device, perhaps for good
+        return super()._apply(*args, **kwargs)
 
 
-class WinogradSubMapConv2d(KernelKeeper, SubMapConv2d):
+class WinogradSubMapConv2d(SubMapConv2d, WinogradConv2d):
     """A :class:`SubMapConv2d` whose sub-maps are convolved by Winograd."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H, W)."""
-        return SubMapConv2d.forward(self, x)
 
     def convolve(self, x: Tensor) -> Tensor:
         """As :meth:`SubMapConv2d.convolve`."""
-        return self.by_winograd(x)
+        return WinogradConv2d.forward(self, x)
 
 
 def use_winograd(model: nn.Module) -> int:
     """Compute every 3x3 conv of stride 1 of ``model`` by Winograd where it can be; in place.
 
     Convs without dilation, and those that :func:`mmseg_repvgg.reparam.dilation.undilate` rewrote.
-    On a GPU, in another dtype than float32, and where gradients are wanted they run as before.
+    See :class:`WinogradConv2d` for where they run as before.
 
     Args:
         model: Any module.
 
     Returns:
-        The number of convs changed.
+        The number of convs changed; 0, with a warning, where NNPACK cannot be used.
     """
-    if not is_available():
+    if not nnpack.is_available():
         warnings.warn(
             "the rewrite 'winograd' has no effect here: this PyTorch has no NNPACK, or it does not "
             'know this processor (python -m mmseg_repvgg.doctor names PyTorch and machine)',
             stacklevel=2,
         )
-    count, room = 0, _room()
+        return 0
+    count = 0
     for module in model.modules():
-        if isinstance(module, SubMapSequential):
-            module.run = _run
-        elif type(module) in _WINOGRAD and _is_rewritable(module):
-            if isinstance(module, SubMapConv2d):
-                module.run = _run
+        if isinstance(module, (SubMapConv2d, SubMapSequential)):
+            module.run = run_dilated
+        if type(module) in _WINOGRAD and _is_rewritable(module):
             module.__class__ = _WINOGRAD[type(module)]
-            assert isinstance(module, KernelKeeper)
-            room -= nnpack.transformed_bytes(module.weight)
-            module.keeps_kernels = room >= 0
             count += 1
-    for module in model.modules():
-        _absorb_relu(module)
+    _absorb_relus(model)
     return count
 
 
-def _absorb_relu(block: Any) -> None:
-    """Let the conv of a fused RepVGG block do the ReLU after it: one pass over the map less."""
-    conv = getattr(block, 'branch_reparam', None)
-    if not isinstance(conv, KernelKeeper) or not isinstance(block.se_layer, nn.Identity):
-        return  # mmseg's blocks may have an act, too
-    if type(block.act) is nn.ReLU:
-        conv.relu, block.act = True, nn.Identity()
+def run_dilated(layers: Layers, x: Tensor, dilation: int) -> Tensor:
+    """As :func:`run_on_sub_maps`: NNPACK transforms one large map faster than many small ones."""
+    if _is_plain_inference(x) and x.device.type == 'cpu' and x.dim() == 4:
+        return run_on_mosaic(layers, x, dilation)
+    return run_on_sub_maps(layers, x, dilation)
 
 
 _WINOGRAD: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: WinogradConv2d,
     SubMapConv2d: WinogradSubMapConv2d,
 }
-
-
-def _room() -> int:
-    """Bytes that a model may keep in transformed kernels: none where they cannot be used."""
-    if not (is_available() and nnpack.is_available()):
-        return 0
-    return int(SHARE_KEPT * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
 
 
 def _is_rewritable(conv: nn.Module) -> bool:
@@ -222,8 +269,21 @@ def _is_rewritable(conv: nn.Module) -> bool:
     )
 
 
-def _run(layers: Layers, x: Tensor, dilation: int) -> Tensor:
-    """One large map is transformed faster than a batch of small ones."""
-    if not runs_here(x, x):
-        return run_on_sub_maps(layers, x, dilation)
-    return run_on_mosaic(layers, x, dilation, best_columns(x.shape[2:], dilation, nnpack.TILE))
+def _absorb_relus(model: nn.Module) -> None:
+    """Let the convs of fused RepVGG blocks do the ReLU after them, where nobody looks in between.
+
+    PyTorch's threads, which wait awake, would hold up NNPACK's: 5 to 10 % of a layer's time.
+    """
+    uses = Counter(child for module in model.modules() for child in module._modules.values())
+    for block in model.modules():
+        conv, rest, act = (
+            getattr(block, name, None) for name in ('branch_reparam', 'se_layer', 'act')
+        )
+        if (
+            isinstance(conv, WinogradConv2d)
+            and uses[conv] == 1
+            and type(rest) is nn.Identity
+            and type(act) is nn.ReLU
+            and not any(has_hooks(module) for module in (conv, rest, act))
+        ):
+            conv.relu, block.act = True, nn.Identity()
