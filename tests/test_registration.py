@@ -59,7 +59,7 @@ thread = threading.Thread(target=importlib.import_module, args=['mmseg'])
 thread.start()
 thread.join()
 """,
-    'after a look for it': 'import importlib.util, mmseg_repvgg; importlib.util.find_spec("mmengine")',
+    'after a look': 'import mmseg_repvgg; from importlib.util import *; find_spec("mmengine")',
     'after a failure': """
 import sys, mmseg_repvgg
 sys.modules['mmengine.utils'] = None

@@ -13,10 +13,10 @@ from packaging.version import Version
 from torch import nn
 
 from mmseg_repvgg import doctor
-from mmseg_repvgg.accel import winograd
+from mmseg_repvgg.accel import nnpack, use_winograd
 from mmseg_repvgg.benchmark import execution
 from mmseg_repvgg.benchmark import run as benchmark
-from mmseg_repvgg.deploy import formats, runtimes, verify
+from mmseg_repvgg.deploy import runtimes, verify_export, write_formats
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.mmcv_stub import missing_operators
 from mmseg_repvgg.package_versions import DISTRIBUTIONS
@@ -121,16 +121,16 @@ def no_runtime_to_measure(folder, monkeypatch):
 
 
 def no_runtime_to_compare_in(folder, monkeypatch):
-    monkeypatch.setattr(verify, 'readers', lambda model_format: [])
+    monkeypatch.setattr(verify_export, 'readers', lambda model_format: [])
     pixels = torch.zeros(1, 3, 8, 12)
-    monkeypatch.setattr(verify, 'raw_and_normalised', lambda *_: (pixels, pixels))
-    monkeypatch.setattr(verify, '_logits', lambda *_: pixels)
-    verify.verify(described(folder), None, np.zeros((8, 12, 3), np.uint8), 'zeros')
+    monkeypatch.setattr(verify_export, 'raw_and_normalised', lambda *_: (pixels, pixels))
+    monkeypatch.setattr(verify_export, '_logits', lambda *_: pixels)
+    verify_export.verify(described(folder), None, np.zeros((8, 12, 3), np.uint8), 'zeros')
 
 
 def no_writer(folder, monkeypatch):
-    monkeypatch.setattr(formats, 'find_spec', lambda name: None)
-    formats._require('onnxscript')
+    monkeypatch.setattr(write_formats, 'find_spec', lambda name: None)
+    write_formats._require('onnxscript')
 
 
 def no_operator(folder, monkeypatch):
@@ -143,8 +143,8 @@ def no_gpu(folder, monkeypatch):
 
 
 def no_nnpack(folder, monkeypatch):
-    monkeypatch.setattr(winograd, 'is_available', lambda: False)
-    winograd.use_winograd(nn.Conv2d(4, 4, 3, padding=1))
+    monkeypatch.setattr(nnpack, 'is_available', lambda: False)
+    use_winograd(nn.Conv2d(4, 4, 3, padding=1))
 
 
 @pytest.mark.filterwarnings('error:the rewrite')
