@@ -218,7 +218,8 @@ def use_winograd(model: nn.Module) -> int:
     """Compute every 3x3 conv of stride 1 of ``model`` by Winograd where it can be; in place.
 
     Convs without dilation, and those that :func:`mmseg_repvgg.reparam.dilation.undilate` rewrote.
-    See :class:`WinogradConv2d` for where they run as before.
+    See :class:`WinogradConv2d` for where they run as before. The ReLU of a fused RepVGG block
+    becomes part of its conv, unless conv or ReLU have hooks: register those before.
 
     Args:
         model: Any module.

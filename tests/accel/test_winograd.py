@@ -158,6 +158,25 @@ def test_a_backbone_goes_by_winograd_and_gives_the_same(calls, arch, batch):
     assert calls[-1] == (batch, 32, 32, 36)  # 4 x 4 of 7 x 8
 
 
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_hooks_of_a_dilated_run_see_whole_maps(calls, when):
+    torch.manual_seed(0)
+    model = randomise_batchnorms(DilatedRepVGG(TINY, **DILATED))
+    fused, _ = deployed_copy(model, ['branches'])
+    fast = fused if when == 'before' else deployed_copy(fused, ['dilation', 'winograd'])[0]
+    seen = []
+    for module in (fast.stage_3, fast.stage_3[1], fast.stage_4[0]):
+        module.register_forward_hook(lambda *args: seen.append(args[2]))
+    if when == 'before':
+        fast, _ = deployed_copy(fused, ['dilation', 'winograd'])
+    x = torch.randn(1, 3, 209, 233)
+    with torch.no_grad():
+        found, expected = fast(x), model(x)
+    assert [tuple(t.shape) for t in seen] == [(1, 32, 27, 30)] * 2 + [(1, 64, 27, 30)]
+    assert gap(seen[1], expected[2]) < ROUNDING and gap(found[3], expected[3]) < ROUNDING
+    assert calls
+
+
 @pytest.mark.parametrize('wanted', ['x', 'weight', 'bias', 'late stage'])
 def test_gradients_that_are_wanted_are_right(calls, wanted):
     """Also of a layer in the midst of a run of dilated ones, whose input needs none."""
