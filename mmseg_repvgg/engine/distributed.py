@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.reparam.batchnorm import PLAIN_FORWARDS
 
 
 def prepare_for_cpu(cfg: Config, launcher: str) -> None:
@@ -128,6 +129,9 @@ class CPUSyncBatchNorm(_BatchNorm):
             share = 1 / buffers.num_batches_tracked.item()
         buffers.running_mean.lerp_(mean.to(buffers.running_mean.dtype), share)
         buffers.running_var.lerp_(variance.to(buffers.running_var.dtype), share)
+
+
+PLAIN_FORWARDS.add(CPUSyncBatchNorm.forward)  # it can be fused as any other
 
 
 class _Sum(torch.autograd.Function):

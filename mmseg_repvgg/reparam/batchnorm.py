@@ -17,6 +17,9 @@ from torch.nn.utils import parametrize
 
 from mmseg_repvgg.reparam.module_hooks import computed_weights, has_hooks
 
+PLAIN_FORWARDS: set[Any] = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
+"""The forward functions of BatchNorms that do nothing else; another module may add its own."""
+
 
 def to_float64(tensor: Tensor) -> Tensor:
     """Cast to float64, on the CPU where the device has no float64 (Apple's MPS)."""
@@ -29,10 +32,7 @@ def is_plain_batchnorm(norm: Any) -> bool:
 
     Subclasses may: timm's ``BatchNormAct2d`` holds an activation.
     """
-    return isinstance(norm, _BatchNorm) and type(norm).forward in (
-        _BatchNorm.forward,
-        nn.SyncBatchNorm.forward,
-    )
+    return isinstance(norm, _BatchNorm) and type(norm).forward in PLAIN_FORWARDS
 
 
 def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
