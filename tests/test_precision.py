@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.engine import launch, slow_half
+from mmseg_repvgg.engine import RepVGGDeployHook, launch, slow_half
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam import compare, deployed_copy
 from mmseg_repvgg.reparam.equivalence import TOLERANCES
@@ -138,19 +138,20 @@ class Dtypes(Hook):
     def __init__(self):
         self.seen = {'train': set(), 'val': set()}
 
-    def _watch(self, runner, mode):
+    def _watch(self, model, mode):
         def note(module, inputs, output):
             if module.training == (mode == 'train'):  # not while both forms are compared
                 self.seen[mode].add(output.dtype)
 
-        runner.model.backbone.stem.register_forward_hook(note)
+        model.backbone.stem.register_forward_hook(note)
 
     def before_train(self, runner):
-        self._watch(runner, 'train')
+        self._watch(runner.model, 'train')
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if batch_idx == 0:
-            self._watch(runner, 'val')
+        if batch_idx == 1:  # the copy is made, and compared, with the first batch
+            hook = next(h for h in runner.hooks if isinstance(h, RepVGGDeployHook))
+            self._watch(hook._deployed[runner], 'val')
 
 
 def amp_cfg(scenes, folder, **changes):

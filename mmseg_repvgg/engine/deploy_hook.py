@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmseg_repvgg.checks import check_tolerance
-from mmseg_repvgg.models.block import FUSED_TRAINING_ERROR
 from mmseg_repvgg.reparam.branches import fusible_blocks
 from mmseg_repvgg.reparam.equivalence import (
     compare,
     random_images,
     require_equal,
+    step_outputs,
+    takes_images,
     tolerance_of,
 )
 from mmseg_repvgg.reparam.rewrites import check_names, default_names, deployed_copy, describe
@@ -33,14 +34,12 @@ CHECK_SIZE = 513
 class RepVGGDeployHook(Hook):
     """Validate and test a rewritten copy of the current weights.
 
-    With the first batch of a validation or test ``runner.model`` is replaced by a copy in deployed
-    form; after the last the very same training model is put back, so that training and checkpoints
-    are bit for bit those without the hook. On that first batch both forms are compared: the numbers
-    of fused places and the largest difference are logged, and past the tolerance the run stops.
-
-    The copy is made after every ``before_val_epoch``, where ``EMAHook`` puts its averaged weights
-    into the model. The hook's priority is above that of ``EMAHook`` and ``CheckpointHook``: at the
-    end of a validation, and in a checkpoint saved in its midst, they find the training model.
+    ``runner.model`` is never replaced, so that training, checkpoints and other hooks are bit for
+    bit those without this hook. In an evaluation, every ``val_step`` and ``test_step`` of the model
+    runs that of a copy in deployed form instead. The copy is made on the first batch, from the
+    weights that the model has then (those of ``EMAHook``, for example); both forms are compared on
+    that batch: the numbers of fused places and the largest difference are logged, and past the
+    tolerance the run stops.
 
     Args:
         rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`); by default those
@@ -52,10 +51,7 @@ class RepVGGDeployHook(Hook):
         ValueError: On unknown rewrites, or when there is nothing to fuse, or shards of the weights
             only.
         EquivalenceError: When the deployed form is not equal.
-        RuntimeError: When a fused model is to be trained.
     """
-
-    priority = 'ABOVE_NORMAL'
 
     def __init__(
         self,
@@ -66,71 +62,70 @@ class RepVGGDeployHook(Hook):
         check_tolerance(tolerance)
         self.tolerance = tolerance
         # by runner, for one hook may be given to several
-        self._training_models: WeakKeyDictionary[Runner, nn.Module] = WeakKeyDictionary()
+        self._deployed: WeakKeyDictionary[Runner, nn.Module] = WeakKeyDictionary()
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse to train a fused model, or one that the first validation could not fuse."""
+        """Refuse a model that the first validation could not fuse."""
         _refuse_shards(runner.model)
-        if any(getattr(module, 'deploy', False) is True for module in runner.model.modules()):
-            raise RuntimeError(FUSED_TRAINING_ERROR)
         if self.rewrites is None or 'branches' in self.rewrites:
             fusible_blocks(runner.model)
 
-    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Put the deployed copy in place with the first batch, and compare both forms."""
-        if runner not in self._training_models:
-            self._deploy(runner, data_batch)
-
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Put the deployed copy in place with the first batch, and compare both forms."""
-        if runner not in self._training_models:
-            self._deploy(runner, data_batch)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Put the training model back."""
-        self._restore(runner)
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Put the training model back."""
-        self._restore(runner)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Put the training model back if an evaluation was left by an exception."""
-        self._restore(runner)
-
     def before_val_epoch(self, runner: Runner) -> None:
-        """As before a training epoch."""
-        self._restore(runner)
+        """Forget the copy of an evaluation that an exception ended."""
+        self._deployed.pop(runner, None)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """As before a training epoch."""
-        self._restore(runner)
+        """As before a validation."""
+        self._deployed.pop(runner, None)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep what is saved during an evaluation in training form."""
-        model = self._training_models.get(runner)
-        if model is not None:
-            state = _unwrap(model).state_dict()
-            checkpoint['state_dict'] = {name: tensor.cpu() for name, tensor in state.items()}
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Have the next ``val_step`` of the model run in deployed form."""
+        self._shadow(runner, 'val_step')
 
-    def _deploy(self, runner: Runner, data_batch: Any) -> None:
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Have the next ``test_step`` of the model run in deployed form."""
+        self._shadow(runner, 'test_step')
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Free the copy."""
+        self._deployed.pop(runner, None)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Free the copy."""
+        self._deployed.pop(runner, None)
+
+    def _shadow(self, runner: Runner, step: str) -> None:
+        """Put a function before a method of the model; it takes itself away when it is called."""
+        model, hidden = runner.model, vars(runner.model).get(step)
+        if hasattr(hidden, 'is_of_deploy_hook'):
+            return  # the hook is registered twice, or an exception came before the step
+
+        def run_deployed(data_batch: Any) -> Any:
+            if hidden is None:
+                delattr(model, step)
+            else:
+                setattr(model, step, hidden)
+            if runner not in self._deployed:
+                self._deployed[runner] = self._make_deployed(runner, data_batch)
+            return getattr(self._deployed[runner], step)(data_batch)
+
+        run_deployed.is_of_deploy_hook = True  # type: ignore[attr-defined]
+        setattr(model, step, run_deployed)
+
+    def _make_deployed(self, runner: Runner, data_batch: Any) -> nn.Module:
         _refuse_shards(runner.model)
         model = _unwrap(runner.model)
         names = default_names(model, compared=True) if self.rewrites is None else self.rewrites
         deployed, counts = deployed_copy(model, names)
-        self._training_models[runner], runner.model = runner.model, deployed
-        before, after = (
-            _without_tta(_unwrap(m)) for m in (self._training_models[runner], deployed)
-        )
-        found = compare(before, after, _first_image(before, data_batch))
+        before, after = _without_tta(model), _without_tta(deployed)
+        if takes_images(before):
+            found = compare(before, after, _first_image(before, data_batch))
+        else:
+            found = compare(before, after, data_batch, step_outputs)
         tolerance = tolerance_of(before) if self.tolerance is None else self.tolerance
         require_equal(found, tolerance, 'RepVGGDeployHook')
         runner.logger.info(f'Evaluating the deployed form: {describe(counts)}; {found}')
-
-    def _restore(self, runner: Runner) -> None:
-        model = self._training_models.pop(runner, None)
-        if model is not None:
-            runner.model = model
+        return deployed
 
 
 def _refuse_shards(model: Any) -> None:
@@ -156,10 +151,10 @@ def _first_image(model: Any, data_batch: Any) -> Tensor:
     A batch of another kind (several views of an image, for example) gives random images.
     """
     inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
-    preprocess = getattr(model, 'data_preprocessor', None)
-    if preprocess is None or inputs is None or not isinstance(inputs[0], Tensor):
+    is_views = isinstance(inputs, Sequence) and not isinstance(inputs[0], Tensor)
+    if inputs is None or is_views or not hasattr(model, 'data_preprocessor'):
         return random_images(model)
-    image = inputs[0][..., :CHECK_SIZE, :CHECK_SIZE]
     with torch.no_grad():
-        images = preprocess(dict(inputs=[image]), False)['inputs']
-    return images.to(next(model.parameters()).dtype)
+        images = model.data_preprocessor(data_batch, False)['inputs']
+    image = images[0][None, ..., :CHECK_SIZE, :CHECK_SIZE]
+    return image.to(next(model.parameters()).dtype)

@@ -3,43 +3,39 @@
 import copy
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
-from mmseg_repvgg.models import RepVGGBlock
+from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock
+from mmseg_repvgg.reparam import deployed_copy
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
-from tests.common import runner_cfg
+from tests.common import TINY, runner_cfg
 
 
-@HOOKS.register_module(force=True)
-class Spy(Hook):
-    """Notes, around every validation, what the runner holds."""
+@pytest.fixture
+def evaluated(monkeypatch):
+    """For every image that is evaluated, the model that computes it and its BatchNorms."""
+    found = []
+    for step in ('val_step', 'test_step'):
+        right = getattr(BaseModel, step)
 
-    priority = 'LOW'  # after the deploy hook
+        def noted(model, data, right=right):
+            found.append((model, sum(isinstance(m, _BatchNorm) for m in model.modules())))
+            return right(model, data)
 
-    def __init__(self):
-        self.seen = []
-
-    def _note(self, runner, when):
-        model = runner.model
-        norms = sum(isinstance(m, _BatchNorm) for m in model.modules())
-        self.seen.append((when, id(model), norms))
-
-    def before_run(self, runner):
-        self._note(runner, 'start')
-
-    def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if batch_idx == 0:
-            self._note(runner, 'val')
-
-    def after_val_epoch(self, runner, metrics=None):
-        self._note(runner, 'after')
+        monkeypatch.setattr(BaseModel, step, noted)
+    return found
 
 
 def run(scenes, work_dir, hooks, **changes):
@@ -95,24 +91,178 @@ def test_training_is_bit_for_bit_that_without_the_hook(scenes, tmp_path, others)
     assert train != [line for line in losses_3 if 'loss' in line]
 
 
-@pytest.mark.parametrize(
-    'order', [[EMA, dict(type='RepVGGDeployHook')], [dict(type='RepVGGDeployHook'), EMA]]
-)
-def test_the_fused_form_is_live_in_validation_only_and_is_that_of_the_ema(
-    scenes, tmp_path, order, caplog
+@pytest.mark.parametrize('priority', ['VERY_HIGH', 'NORMAL', 'LOW'])
+@pytest.mark.parametrize('first', [True, False])
+def test_the_fused_form_is_that_of_the_ema_at_any_priority(
+    scenes, tmp_path, priority, first, evaluated
 ):
-    runner, _, checkpoint = run(scenes, tmp_path, [*copy.deepcopy(order), dict(type='Spy')])
-    spy = next(h for h in runner.hooks if isinstance(h, Spy))
-    start = spy.seen[0]
-    assert start[2] > 20
-    assert [when for when, _, _ in spy.seen] == ['start', 'val', 'after', 'val', 'after']
-    for when, identity, norms in spy.seen[1:]:
-        assert norms == (0 if when == 'val' else start[2])
-        assert (identity == start[1]) == (when == 'after')
+    hooks = [dict(EMA, priority=priority), dict(type='RepVGGDeployHook')]
+    runner, _, checkpoint = run(scenes, tmp_path, hooks if first else hooks[::-1])
+    assert [norms for _, norms in evaluated] == [0] * 6
+    assert len({id(model) for model, _ in evaluated}) == 2  # a copy for each validation
     assert checkpoint['state_dict'].keys() == runner.model.state_dict().keys()
+    # the checkpoint's state_dict holds the averaged weights: fused, they are what was evaluated
+    averaged = copy.deepcopy(runner.model)
+    averaged.load_state_dict(checkpoint['state_dict'])
+    fused, _ = deployed_copy(averaged, ['branches'])
+    bias = 'backbone.stage_1.1.branch_reparam.bias'
+    last = evaluated[-1][0].state_dict()[bias]
+    assert torch.equal(last, fused.state_dict()[bias])
+    trained, _ = deployed_copy(runner.model, ['branches'])  # negative control
+    assert not torch.equal(last, trained.state_dict()[bias])
 
 
-def test_a_model_wrapped_in_ddp_trains_and_comes_back_wrapped(scenes, tmp_path):
+def test_registered_twice_it_acts_once(scenes, tmp_path, evaluated):
+    hook = dict(type='RepVGGDeployHook')
+    runner, _, _ = run(scenes, tmp_path, [hook, copy.deepcopy(hook)])
+    assert [norms for _, norms in evaluated] == [0] * 6
+    assert not {'val_step', 'test_step'} & set(vars(runner.model))
+
+
+@HOOKS.register_module(force=True)
+class Interruption(Hook):
+    """Ctrl-C in the first validation, before or after an image."""
+
+    priority = 'LOW'
+    when: ClassVar[str] = ''
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        self._interrupt('before')
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._interrupt('after')
+
+    def _interrupt(self, when):
+        if Interruption.when == when:
+            Interruption.when = ''
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+@pytest.mark.parametrize('first', ['val', 'train'])
+def test_after_an_interrupted_validation_everything_is_as_without_the_hook(
+    scenes, tmp_path, when, first
+):
+    Interruption.when = when
+    hooks = [dict(type='RepVGGDeployHook'), dict(type='Interruption')]
+    runner = Runner.from_cfg(runner_cfg(scenes, tmp_path, custom_hooks=hooks))
+    model = runner.model
+    with pytest.raises(KeyboardInterrupt):
+        getattr(runner, first)()
+    assert runner.model is model
+    # weights that are loaded now are those that the next validation evaluates
+    other = {name: value.clone() for name, value in model.state_dict().items()}
+    key = 'backbone.stage_1.1.branch_3x3.conv.weight'
+    other[key] += 1
+    torch.save(dict(state_dict=other, meta={}), tmp_path / 'other.pth')
+    runner.load_checkpoint(str(tmp_path / 'other.pth'))
+    assert torch.equal(runner.model.state_dict()[key], other[key])
+    runner.val()
+    # and a training trains the model itself
+    before = model.state_dict()[key].clone()
+    runner.train()
+    assert runner.model is model
+    assert not torch.equal(model.state_dict()[key], before)
+    held = {id(p) for group in runner.optim_wrapper.param_groups for p in group['params']}
+    assert held == {id(p) for p in model.parameters()}
+
+
+class Classifier(BaseModel):
+    """As mmengine's tutorial: ``forward(imgs, labels, mode)``, and batches are tuples."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = DilatedRepVGG(TINY)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, imgs, labels, mode):
+        scores = self.fc(self.backbone(imgs)[-1].mean((2, 3)))
+        if mode == 'loss':
+            return dict(loss=nn.functional.cross_entropy(scores, labels))
+        return scores, labels
+
+
+class OfDicts(Classifier):
+    """Batches are dicts, and the data preprocessor is mmengine's BaseDataPreprocessor."""
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        scores = super().forward(inputs, labels, mode)
+        return scores if mode == 'loss' else scores[:1]
+
+
+class WithFusedTeacher(OfDicts):
+    """A frozen, fused teacher beside the student."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = DilatedRepVGG(TINY)
+        self.teacher.switch_to_deploy()
+        self.teacher.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        with torch.no_grad():
+            assert self.teacher(inputs)[-1].isfinite().all()
+        return super().forward(inputs, labels, mode)
+
+
+class CompiledBackbone(OfDicts):
+    """A sub-module that torch.compile wraps."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.compile(self.backbone, backend='eager')
+
+    def init_weights(self):
+        """mmengine's own fails on wrapped sub-modules."""
+
+
+class Count(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(len(data_samples))
+
+    def compute_metrics(self, results):
+        return dict(batches=len(results))
+
+
+@pytest.mark.parametrize('kind', [Classifier, OfDicts, WithFusedTeacher, CompiledBackbone])
+def test_models_other_than_segmentors(kind, tmp_path, evaluated, monkeypatch):
+    images = [(torch.randn(3, 32, 32), i) for i in range(4)]
+    data = images if kind is Classifier else [dict(inputs=x, labels=i) for x, i in images]
+
+    def runner_of(name):
+        return Runner(
+            model=kind(),
+            work_dir=str(tmp_path / name),
+            train_dataloader=DataLoader(data, batch_size=2),
+            val_dataloader=DataLoader(data, batch_size=2),
+            val_evaluator=Evaluator([Count()]),
+            train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
+            val_cfg=dict(),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            custom_hooks=[dict(type='RepVGGDeployHook')],
+            experiment_name=f'{kind.__name__}-{name}',
+            log_level='ERROR',
+            default_scope='mmengine',
+        )
+
+    runner_of('right').train()
+    # of tuples, the comparison has evaluated the first batch in both forms
+    expected = [25, 0, 0, 0] if kind is Classifier else [0, 0]
+    assert [norms for _, norms in evaluated] == expected
+    right = RepVGGBlock.get_equivalent_kernel_bias
+    monkeypatch.setattr(  # negative control
+        RepVGGBlock, 'get_equivalent_kernel_bias', lambda block: (-right(block)[0], right(block)[1])
+    )
+    with pytest.raises(EquivalenceError):
+        runner_of('wrong').train()
+
+
+def test_a_model_wrapped_in_ddp_stays_wrapped(scenes, tmp_path, evaluated):
     from mmengine.model import MMDistributedDataParallel
 
     torch.distributed.init_process_group(
@@ -121,14 +271,14 @@ def test_a_model_wrapped_in_ddp_trains_and_comes_back_wrapped(scenes, tmp_path):
     try:
         states, losses = [], []
         for name, hooks in (('without', []), ('with', [dict(type='RepVGGDeployHook')])):
-            cfg = runner_cfg(scenes, tmp_path / name, custom_hooks=[*hooks, dict(type='Spy')])
+            evaluated.clear()
+            cfg = runner_cfg(scenes, tmp_path / name, custom_hooks=hooks)
             runner = Runner.from_cfg(cfg)
             runner.model = MMDistributedDataParallel(runner.model)
             runner.train()
             assert isinstance(runner.model, MMDistributedDataParallel)
-            spy = next(h for h in runner.hooks if isinstance(h, Spy))
-            live = [norms for when, _, norms in spy.seen if when == 'val']
-            assert live == [0, 0] if hooks else min(live) > 20
+            norms = [count for _, count in evaluated]
+            assert norms == [0] * 6 if hooks else min(norms) > 20
             states.append(runner.model.module.state_dict())
             losses.append(runner.message_hub.get_scalar('train/loss').data[0])
         assert_same(*states)
@@ -164,8 +314,6 @@ def test_a_wrong_kernel_stops_the_run_and_the_model_survives(scenes, tmp_path, m
     ):
         runner.val()
     monkeypatch.undo()
-    # the next evaluation and the next training start from the training form again
-    runner.call_hook('before_train_epoch')
     assert runner.model is before
     runner.val()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.hooks import Hook, PrepareTTAHook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,17 +31,25 @@ TRAINING_KEY = 'backbone.stem.branch_1x1.conv.weight'
 
 @HOOKS.register_module(force=True)
 class NormCounter(Hook):
-    """Counts the BatchNorms of what is evaluated: 0 in the deployed form."""
+    """Counts the BatchNorms of what computes each batch: 0 in the deployed form."""
 
-    priority = 'LOW'  # after the deploy hook
+    priority = 'LOW'
 
     def __init__(self):
-        self.counts = []
+        self.counts, self._forward = [], BaseModel._run_forward
 
-    def before_val_iter(self, runner, batch_idx, data_batch=None):
-        self.counts.append(sum(isinstance(m, _BatchNorm) for m in runner.model.modules()))
+    def before_val_epoch(self, runner):
+        def counted(model, data, mode):
+            if mode == 'predict' and not isinstance(model, MMDistributedDataParallel):
+                self.counts.append(sum(isinstance(m, _BatchNorm) for m in model.modules()))
+            return self._forward(model, data, mode)
 
-    before_test_iter = before_val_iter
+        BaseModel._run_forward = counted
+
+    def after_val_epoch(self, runner, metrics=None):
+        BaseModel._run_forward = self._forward
+
+    before_test_epoch, after_test_epoch = before_val_epoch, after_val_epoch
 
 
 @HOOKS.register_module(force=True)
