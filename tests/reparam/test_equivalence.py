@@ -1,9 +1,13 @@
 """The comparison itself: what it measures, restores and refuses."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from mmseg_repvgg.models import DilatedRepVGG
+from mmseg_repvgg.reparam import equivalence
 from mmseg_repvgg.reparam.equivalence import (
     Difference,
     EquivalenceError,
@@ -14,7 +18,7 @@ from mmseg_repvgg.reparam.equivalence import (
     tolerance_of,
 )
 from mmseg_repvgg.reparam.rewrites import apply_rewrites, check_names, deployed_copy, describe
-from tests.common import randomise_batchnorms
+from tests.common import TINY, randomise_batchnorms
 
 
 def test_the_numbers_are_those_worked_by_hand():
@@ -102,3 +106,67 @@ def test_a_copy_runs_its_own_weights_though_the_original_was_compiled():
     copied[0].bias.data.zero_()
     assert copied(torch.randn(1, 3, 2, 2)).abs().max() == 0
     assert 'forward' in vars(model)
+
+
+def round_to_tf32(x):
+    """The 10 bits of the mantissa that TF32 keeps, rounded to nearest even."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.fixture
+def cudnn_of_ampere(monkeypatch):
+    """CPU convs compute as cuDNN's on recent GPUs: in TF32 unless it is switched off."""
+    conv2d = nn.functional.conv2d
+
+    def in_tf32(x, weight, *args, **kwargs):
+        if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != 'ieee':
+            x, weight = round_to_tf32(x), round_to_tf32(weight)
+        return conv2d(x, weight, *args, **kwargs)
+
+    assert torch.backends.cudnn.conv.fp32_precision == 'tf32'  # PyTorch's default
+    monkeypatch.setattr(nn.functional, 'conv2d', in_tf32)
+
+
+def test_models_are_compared_without_tf32_and_autocast(cudnn_of_ampere, monkeypatch):
+    model = randomise_batchnorms(DilatedRepVGG(TINY))
+    fused, _ = deployed_copy(model, ['branches'])
+    images = random_images(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = compare(model, fused, images)
+    assert found.max_rel < 1e-5
+    assert torch.backends.cudnn.conv.fp32_precision == 'tf32'  # put back
+    # negative control: what the comparison would find as PyTorch computes by default
+    monkeypatch.setattr(equivalence, '_true_float32', nullcontext)
+    assert compare(model, fused, images).max_rel > tolerance_of(model)
+
+
+@pytest.mark.parametrize(
+    'choose',
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision('high'),
+        lambda: torch.set_float32_matmul_precision('medium'),
+        lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
+        lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
+        lambda: setattr(torch.backends.mkldnn.conv, 'fp32_precision', 'bf16'),
+    ],
+)
+def test_the_users_choice_of_precision_is_put_back(choose):
+    kinds = [
+        torch.backends.cudnn.conv,
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.conv,
+        torch.backends.mkldnn.matmul,
+    ]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        choose()
+        chosen = [kind.fp32_precision for kind in kinds]
+        with pytest.raises(KeyError), equivalence._true_float32():
+            assert {kind.fp32_precision for kind in kinds} == {'ieee'}
+            raise KeyError  # an exception is no exception
+        assert [kind.fp32_precision for kind in kinds] == chosen
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
