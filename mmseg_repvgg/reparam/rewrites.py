@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
 from mmseg_repvgg.reparam.branches import fuse_branches
 from mmseg_repvgg.reparam.dilation import undilate
+from mmseg_repvgg.reparam.equalize import equalize
 from mmseg_repvgg.reparam.module_hooks import computed_weights
 from mmseg_repvgg.reparam.pyramid import linearize_pyramids
 from mmseg_repvgg.reparam.values import check_values
@@ -37,6 +39,7 @@ REWRITES: dict[str, Rewrite] = {
     'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs', ('all',)),
     'dilation': Rewrite(undilate, 'dilated convs', ('cpu',)),
     'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids', ('cpu',)),
+    'equalize': Rewrite(equalize, 'equalized channels'),
 }
 """In the order in which they are applied. :mod:`mmseg_repvgg.accel` adds its own at the end."""
 
@@ -103,7 +106,8 @@ def deployed_copy(
     By default it has had the rewrites of :func:`default_names`.
 
     Methods that were replaced on the instance (as ``torch.compile`` through mmengine's runner does)
-    would run the original model, so the copy has its class's methods again.
+    would run the original model, so the copy has its class's methods again; modules that
+    ``torch.compile`` wraps are taken out of their wrappers.
 
     Returns:
         The copy, and how many places each rewrite changed.
@@ -112,13 +116,20 @@ def deployed_copy(
         ValueError: As :func:`apply_rewrites`.
     """
     with torch.no_grad(), computed_weights(model):  # a weight with a graph cannot be copied
-        deployed = copy.deepcopy(model)
+        deployed = _without_compiled(copy.deepcopy(model))
     for module in deployed.modules():
         for name in [n for n in vars(module) if callable(getattr(type(module), n, None))]:
             delattr(module, name)
     counts = apply_rewrites(deployed, names)
     deployed.eval()  # not chained: the train() of some OpenMMLab backbones returns None
     return deployed, counts
+
+
+def _without_compiled(model: Any) -> nn.Module:
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = getattr(child, '_orig_mod', child)
+    return getattr(model, '_orig_mod', model)
 
 
 def describe(counts: dict[str, int]) -> str:

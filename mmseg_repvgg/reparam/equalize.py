@@ -1,0 +1,199 @@
+"""Cross-layer equalization by powers of two: the same outputs, with balanced ranges of weights.
+
+A conv that is followed by ReLU may give its channel c divided by s > 0, if whatever reads the
+channel multiplies it by s (Nagel et al. 2019, arXiv 1906.04721, section 4.1). With
+s = sqrt(r1 r2) / r2 both ranges, r1 of the weights that give the channel and r2 of those that read
+it, become sqrt(r1 r2), which is what quantization of whole tensors needs. Here s is the nearest
+power of two: nothing is rounded then, so that the outputs stay equal bit for bit, barring overflow
+and underflow of feature maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmseg_repvgg.reparam.channel_scales import FactorTracer, TracedConv
+from mmseg_repvgg.reparam.equivalence import (
+    _eval_mode,
+    _seeded,
+    _true_float32,
+    difference,
+    model_outputs,
+    random_images,
+    require_equal,
+    takes_images,
+    tolerance_of,
+)
+
+SIZE = (97, 129)
+"""Of the images that are run through the model; few, and not divisible by the usual dilations."""
+
+MAX_SWEEPS = 100
+"""Over all convs. DeepLabV3+ on RepVGG-B1g2 takes 16."""
+
+
+def equalize(model: nn.Module) -> int:
+    """Balance the ranges of weights channel by channel; in place.
+
+    The model is run on random images to see which layers read which channels
+    (:mod:`mmseg_repvgg.reparam.channel_scales`). All that read a channel are scaled with it: the
+    next conv, heads, the first conv of a squeeze-excitation. A channel stays as it is if it is an
+    output, or if anything else reads it: an activation other than ReLU, LeakyReLU and PReLU, a
+    BatchNorm, an unknown operation. So fuse the model before; of the branches of the training form
+    nothing can be scaled.
+
+    The outputs that stay the same are those of :func:`~.equivalence.model_outputs`: of a segmentor
+    the logits. The maps that its ``extract_feat`` gives to the heads are scaled.
+
+    Args:
+        model: A model of images, in any mode, of float32, float64 or bfloat16.
+
+    Returns:
+        The number of output channels of convs that were scaled: 0 if applied again.
+
+    Raises:
+        ValueError: If the model is in float16 or cannot be run on images alone.
+        EquivalenceError: If the outputs are no longer the same; the model is then unchanged.
+    """
+    _check(model)
+    if next(model.parameters(), None) is None:
+        return 0
+    images = random_images(model, SIZE)
+    tracer = FactorTracer()
+    with torch.no_grad():
+        before = _outputs(model, images, tracer)
+        convs = tracer.solve(before)
+        exponents = _safe_exponents(convs, len(tracer.parents))
+        _scale(convs, exponents)
+        after = _outputs(model, images)
+        # where random weights overflow, both must
+        found = difference(*([t.nan_to_num() for t in outputs] for outputs in (before, after)))
+        # nothing is rounded, but the convs of a GPU may be other ones from run to run
+        tolerance = tolerance_of(model) / (100 if images.device.type == 'cpu' else 1)
+        if not found.max_rel <= tolerance:
+            _scale(convs, -exponents)
+            require_equal(found, tolerance, f'equalize of {type(model).__name__}')
+    return sum(int((exponents[conv.outputs] != 0).sum()) for conv in convs)
+
+
+def _check(model: nn.Module) -> None:
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise ValueError(
+            "'equalize' moves feature maps out of the narrow range of float16: apply it to the "
+            'model in float32 and call half() afterwards'
+        )
+    if not takes_images(model):
+        raise ValueError(
+            f"'equalize' has to run the model on images alone, which {type(model).__name__} cannot "
+            "do; leave 'equalize' out of the rewrites"
+        )
+
+
+def _outputs(model: nn.Module, images: Tensor, tracer: FactorTracer | None = None) -> list[Tensor]:
+    def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
+        with tracer or torch.no_grad():
+            return model_outputs(model, images)
+
+    with _true_float32(), _eval_mode(model):
+        return _seeded(outputs_of, model, images)
+
+
+def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
+    """The exponents of :func:`balance` for scales that lose no bit of any weight or bias.
+
+    Args:
+        convs: With their channels numbered from 0 to ``count`` - 1; 0 stays as it is.
+        count: Of the numbers.
+
+    Returns:
+        Integers (count,) float64.
+    """
+    is_free = torch.arange(count) > 0
+    while True:
+        exponents = balance(convs, is_free)
+        was_free = is_free.clone()
+        for conv in convs:
+            is_free[_lossy_channels(conv, exponents)] = False
+        if torch.equal(is_free, was_free):
+            return exponents
+
+
+def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
+    """Exponents k that balance ranges if channels are multiplied by 2^-k.
+
+    Channel by channel, k grows by log2(s), rounded, until no s is nearer to another power of two
+    than to 1. The range of what gives a channel includes the bias divided by the number of weights,
+    which decides only if the weights are next to nothing: a channel of almost constant value must
+    not grow without bound.
+
+    Args:
+        convs: With the numbers of their channels; several convs may give or read a channel.
+        is_free: (count,) bool: the channels that may be scaled.
+
+    Returns:
+        Integers (count,) float64.
+    """
+    exponents = torch.zeros(len(is_free), dtype=torch.float64)
+    ranges = [_log_ranges(conv) for conv in convs]
+    near = [[i for i, other in enumerate(convs) if other.shares(conv.outputs)] for conv in convs]
+    for _ in range(MAX_SWEEPS):
+        before = exponents.clone()
+        for conv, neighbours in zip(convs, near, strict=True):
+            giving = torch.full_like(exponents, -torch.inf)
+            reading = giving.clone()
+            for i in neighbours:
+                inputs, outputs, groups = convs[i].inputs, convs[i].outputs, convs[i].groups
+                weights, biases = ranges[i]
+                given = exponents[outputs].view(groups, -1, 1)
+                scaled = weights + exponents[inputs].view(groups, 1, -1) - given
+                largest = torch.maximum(scaled.amax(2), biases - given[..., 0])
+                giving.scatter_reduce_(0, outputs, largest.flatten(), 'amax')
+                reading.scatter_reduce_(0, inputs, scaled.amax(1).flatten(), 'amax')
+            # a tie between two powers goes to the nearer to 1, whatever the last bit of a logarithm
+            steps = ((giving - reading) / 2 * (1 - 1e-9)).round()
+            is_balanced = is_free & steps.isfinite()  # not those with no reader or without weights
+            channels = conv.outputs.unique()
+            exponents[channels] += torch.where(is_balanced, steps, 0.0)[channels]
+        if torch.equal(exponents, before):
+            break
+    return exponents
+
+
+def _log_ranges(conv: TracedConv) -> tuple[Tensor, Tensor]:
+    """log2 of the largest |weight| of each pair of channels, and of what counts of the biases.
+
+    Returns:
+        (groups, C_out / groups, C_in / groups) and (groups, C_out / groups), float64.
+    """
+    weight = conv.weight.detach().abs().flatten(2)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().abs()
+    ranges = [weight.amax(2), bias / weight[0].numel()]
+    largest, biases = (r.cpu().double().log2().unflatten(0, (conv.groups, -1)) for r in ranges)
+    return largest, biases
+
+
+def _scales(conv: TracedConv, exponents: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters of a conv and the powers of two that they are multiplied by."""
+    powers = torch.tensor([2.0**-k for k in exponents.tolist()], dtype=torch.float64)
+    of_outputs = powers[conv.outputs]
+    of_weights = of_outputs[:, None] / powers[conv.input_of_weights()]
+    spatial = [1] * (conv.weight.dim() - 2)
+    found = [(conv.weight, of_weights.view(*of_weights.shape, *spatial).to(conv.weight))]
+    return found if conv.bias is None else [*found, (conv.bias, of_outputs.to(conv.bias))]
+
+
+def _lossy_channels(conv: TracedConv, exponents: Tensor) -> Tensor:
+    """The numbers of the channels of weights and biases that overflow or become denormal."""
+    weights, *biases = [((p * by) / by != p).cpu() for p, by in _scales(conv, exponents)]
+    pairs = weights.flatten(2).any(2)
+    outputs = torch.stack([pairs.any(1), *biases]).any(0)
+    return torch.cat([conv.outputs[outputs], conv.input_of_weights()[pairs]])
+
+
+def _scale(convs: Sequence[TracedConv], exponents: Tensor) -> None:
+    for conv in convs:
+        for parameter, scale in _scales(conv, exponents):
+            parameter.mul_(scale)
