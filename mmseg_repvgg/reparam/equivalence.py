@@ -200,7 +200,8 @@ def _seeded(
 @contextmanager
 def _true_float32() -> Iterator[None]:
     """Switch off autocast and TF32, by which PyTorch's CUDA convs round float32 to 10 bits."""
-    backends = torch.backends
+    backends: Any = torch.backends
+    settings: list[tuple[Any, str, Any]]
     if hasattr(backends.cuda.matmul, 'fp32_precision'):  # PyTorch 2.9 and later
         # on CPUs, oneDNN may compute in bfloat16
         kinds = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv)
