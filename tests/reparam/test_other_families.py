@@ -246,7 +246,7 @@ class TwoInputs(ConvNorm):
         (
             Broken,
             ValueError,
-            r"Broken.fuse\(\) of 'blocks.0' fails with NotImplementedError: not fo",
+            r"Broken.fuse\(\) of 'blocks.0' fails with NotImplementedError: not for groups",
         ),
         (
             Wrong,
