@@ -42,7 +42,7 @@ def check_integer(name: str, value: Any, lowest: int) -> None:
 
 
 def check_layer_cfg(name: str, cfg: Any, example: str) -> None:
-    """Refuse what is no ``dict(type=...)``.
+    """Refuse what is not ``dict(type=...)``.
 
     Raises:
         ValueError: Naming the value and giving ``example``.
@@ -65,7 +65,7 @@ def check_tolerance(tolerance: float | None) -> None:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Refuse what is no (height, width) in pixels.
+    """Refuse what is not a (height, width) in pixels.
 
     Raises:
         ValueError: Naming the value.

@@ -60,7 +60,7 @@ def test_the_recipe_is_that_of_section_4_3(path):
     assert cfg.model.test_cfg.crop_size == (713, 713)
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
     assert cfg.model.decode_head.align_corners
-    # a ResNet has no branches; otherwise what pays on the device
+    # a ResNet has no branches; otherwise the defaults of the device
     rewrites = None if 'repvgg' in path.stem else ('batchnorm', 'dilation', 'pyramid', 'winograd')
     assert [h.get('rewrites') for h in cfg.custom_hooks] == [rewrites]
 

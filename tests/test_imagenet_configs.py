@@ -67,7 +67,7 @@ def test_the_recipe_is_that_of_section_4_1(path):
     assert model.head.fc.in_features == model.backbone.out_channels[-1]
 
 
-# a folder per class in the place of ImageNet, and sizes for seconds
+# a folder per class instead of ImageNet, and sizes for seconds
 SMALL = """
 _base_ = '{base}'
 loader = dict(num_workers=0, persistent_workers=False, batch_size=8)

@@ -33,7 +33,7 @@ def main() -> None:
         '--time-limit', type=float, default=600, help='seconds for building, and for each call'
     )
     parser.add_argument(
-        '--quick', action='store_true', help='small stand-ins: a test of the benchmark itself'
+        '--quick', action='store_true', help='small networks: a test of the benchmark itself'
     )
     parser.add_argument(
         '--join',

@@ -1,4 +1,4 @@
-"""The curated configs of ``configs/dropin``, and real-time networks of mmseg beside ours."""
+"""The curated configs of ``configs/dropin``, and real-time networks of mmseg compared with ours."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run_benchmark(
         out: The folder.
         runtimes: Of :data:`EXECUTIONS`; by default those that are possible here.
         protocol: How it is measured; by default with as many threads as the machine has CPUs.
-        quick: Small stand-ins, one round: a test of the benchmark, whose figures mean nothing.
+        quick: Small networks, one round: a test of the benchmark, whose figures mean nothing.
         groups: Only these groups.
         only: Only candidates of these names.
         say: Takes lines of progress.

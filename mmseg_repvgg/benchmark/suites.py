@@ -49,7 +49,7 @@ SUITES: dict[str, Suite] = {
     ),
     'figure3': Suite('Memory of blocks (Figure 3)', figure3.groups, figure3.markdown, figure3.plot),
     'training': Suite(
-        "Training a block beside mmpretrain's",
+        "Training a block compared with mmpretrain's",
         training.groups,
         training.markdown,
         training.plot,

@@ -47,7 +47,7 @@ QUICK: dict[str, PaperRow] = {
     'RepVGG-A0': PaperRow('demo_pspnet_repvgg_a0.py', 0, 0),
     'ResNet-101': PaperRow('pspnet_r50.py', 0, 0),
 }
-"""Small stand-ins, for a test of the benchmark itself."""
+"""Small networks, for a test of the benchmark itself."""
 
 
 IN_TURN = {

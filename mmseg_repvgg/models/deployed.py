@@ -21,7 +21,7 @@ def build_deployed(
 
     Weights in training form load as well; they are rewritten on the way in.
 
-    In a config it stands in the place of the model's type, so that all other keys stay where users
+    In a config it stands for the model's type, so that all other keys stay where users
     (and ``--cfg-options``) look for them::
 
         model = dict(type='DeployedModel', of='mmseg.EncoderDecoder', rewrites=['branches'], ...)

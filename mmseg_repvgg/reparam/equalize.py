@@ -40,7 +40,7 @@ def equalize(model: nn.Module) -> int:
 
     The model is run on random images to see which layers read which channels
     (:mod:`mmseg_repvgg.reparam.channel_scales`). All that read a channel are scaled with it: the
-    next conv, heads, the first conv of a squeeze-excitation. A channel stays as it is if it is an
+    next conv, heads, the first conv of a squeeze-excitation. A channel is unchanged if it is an
     output, or if anything else reads it: an activation other than ReLU, LeakyReLU and PReLU, a
     BatchNorm, an unknown operation. So fuse the model before; of the branches of the training form
     nothing can be scaled.
@@ -105,7 +105,7 @@ def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
     """The exponents of :func:`balance` for scales that lose no bit of any weight or bias.
 
     Args:
-        convs: With their channels numbered from 0 to ``count`` - 1; 0 stays as it is.
+        convs: With their channels numbered from 0 to ``count`` - 1; 0 is unchanged.
         count: Of the numbers.
 
     Returns:

@@ -82,7 +82,7 @@ def fuse_copy(name: str, block: nn.Module) -> nn.Module | None:
 
     Args:
         name: Of the block, for messages.
-        block: Any module with a :func:`fuse_method`; it stays as it is.
+        block: Any module with a :func:`fuse_method`; it is unchanged.
 
     Returns:
         The fused copy, or None if the methods change nothing: the block is fused already, or a

@@ -193,7 +193,7 @@ def _is_scale(part: Any) -> bool:
 
 
 def _scale(pool: Any) -> int:
-    """Side of the pooled map, or 0 for what is no square adaptive average pooling."""
+    """Side of the pooled map, or 0 for anything but square adaptive average pooling."""
     size = getattr(pool, 'output_size', None)
     if not isinstance(pool, nn.AdaptiveAvgPool2d):
         return 0

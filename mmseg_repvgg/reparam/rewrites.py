@@ -101,7 +101,7 @@ def apply_rewrites(model: nn.Module, names: Iterable[str] | None = None) -> dict
 def deployed_copy(
     model: nn.Module, names: Iterable[str] | None = None
 ) -> tuple[nn.Module, dict[str, int]]:
-    """A rewritten copy of ``model`` in eval mode; ``model`` itself stays as it is.
+    """A rewritten copy of ``model`` in eval mode; ``model`` itself is unchanged.
 
     By default it has had the rewrites of :func:`default_names`.
 

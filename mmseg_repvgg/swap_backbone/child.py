@@ -1,4 +1,4 @@
-"""A child config that puts RepVGG in the place of any config's backbone."""
+"""A child config that puts RepVGG in place of any config's backbone."""
 
 from __future__ import annotations
 

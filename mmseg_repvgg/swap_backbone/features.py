@@ -35,10 +35,7 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
         CannotSwapError: If it cannot be built here.
     """
     if cfg.get('type') in IMAGE_CASCADES:
-        raise CannotSwapError(
-            f'{cfg["type"]} is no backbone of one image: its maps come from several scalings of '
-            'it, which RepVGG has not'
-        )
+        raise CannotSwapError(f'{cfg["type"]} takes several scaled images, which RepVGG does not')
     settings = {key: value for key, value in cfg.items() if key not in ('pretrained', 'init_cfg')}
     try:
         backbone = MODELS.build(settings)

@@ -130,5 +130,5 @@ def _check_deepest_is_read(decode_head: Any, count: int) -> None:
     if not any(count - 1 in _maps_read(head, count, 'decode_head') for head in heads):
         raise CannotSwapError(
             f'no decode head reads the last of the {count} maps: the backbone joins its stages by '
-            'itself into another map, which RepVGG has not'
+            'itself into another map, which RepVGG does not do'
         )

@@ -7,7 +7,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-WARM_UP: dict[str, Any] = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)
+WARM_UP: dict[str, Any] = dict(
+    type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000
+)
 """That of mmseg's K-Net recipes for ResNet-50."""
 WARM_UP_SHARE = 20
 """A warm-up takes at most one part of so many of a training: 1000 of 20 000 iterations."""

@@ -41,7 +41,7 @@ def stages_for(
     arch: RepVGGArch,
     variant: str | None = None,
 ) -> Stages:
-    """The stages that give maps in the place of a backbone's maps.
+    """The stages that give maps instead of a backbone's maps.
 
     Args:
         backbone: The settings of the backbone to replace.

@@ -179,7 +179,7 @@ def test_hooks_of_a_dilated_run_see_whole_maps(calls, when):
 
 @pytest.mark.parametrize('wanted', ['x', 'weight', 'bias', 'late stage'])
 def test_gradients_that_are_wanted_are_right(calls, wanted):
-    """Also of a layer in the midst of a run of dilated ones, whose input needs none."""
+    """Also of a layer in the middle of a run of dilated ones, whose input needs none."""
     torch.manual_seed(0)
     model = randomise_batchnorms(DilatedRepVGG(TINY, **DILATED))
     x = torch.randn(1, 3, 209, 233)

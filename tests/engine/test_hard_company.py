@@ -214,7 +214,7 @@ COMPANIES = {
             and has_recomputed(outcome)
         ),
     ),
-    'val before train, test after, saving in the midst': Company(
+    'val before train, test after, saving during a validation': Company(
         hooks(EMA, MIDST),
         lambda outcome: {'midst_0.pth', 'midst_2.pth'} < set(outcome.checkpoints),
         acts=('val', 'train', 'test'),
@@ -297,7 +297,7 @@ def test_the_companions_alone_do_not_pass_for_another(scenes, tmp_path):
 
 
 class Guest(Hook):
-    """In the midst of a validation it validates and trains another model."""
+    """In the middle of a validation it validates and trains another model."""
 
     priority = 'LOW'
 

@@ -96,7 +96,7 @@ def test_rewrites_are_chosen_by_name_in_a_fixed_order():
 
 
 def test_a_copy_runs_its_own_weights_though_the_original_was_compiled():
-    """mmengine compiles by putting a function in the place of a method of the instance."""
+    """mmengine compiles by putting a function instead of a method of the instance."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     randomise_batchnorms(model)
     original = model.forward

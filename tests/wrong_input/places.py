@@ -63,7 +63,7 @@ for name, call, error, parts in [
      PermissionError, ('a was not written: denied', *NOT_WRITTEN)),
     ('disk full', lambda g: write(g.folder / 'a', OSError(errno.ENOSPC, 'No space left on device')),
      OSError, ('No space left on device', *NOT_WRITTEN)),
-    ('a file in the place of the folder', lambda g: write(g.file(b'', 'f') / 'a'),
+    ('a file instead of the folder', lambda g: write(g.file(b'', 'f') / 'a'),
      NotADirectoryError, NOT_WRITTEN),
     ('fused checkpoint below a file', lambda g: (g.file(b'', 'f'), g.fuse(out='f/o.pth')),
      FileExistsError, ('the folder', 'cannot be made', 'nothing on its path is a file')),

@@ -1,4 +1,4 @@
-"""RepVGG-B0 with one BatchNorm after the addition in the place of those in the branches; on ImageNet, 120 epochs.
+"""RepVGG-B0 with one BatchNorm after the addition instead of those in the branches; on ImageNet, 120 epochs.
 
 Paper: section 4.2, Table 7, "Post-addition BN"; the simple training settings of section 4.1.
 Command: torchrun --nproc_per_node 8 tools/train.py configs/imagenet/ablations/repvgg_b0_post_addition_bn_120e.py --launcher pytorch
