@@ -222,7 +222,7 @@ def test_a_config_that_contradicts_its_own_backbone_is_refused(changes, tmp_path
     ('config', 'reason'),
     [
         ('bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024', 'no decode head reads the last'),
-        ('icnet_r18-d8_4xb2-80k_cityscapes-832x832', 'several scalings'),
+        ('icnet_r18-d8_4xb2-80k_cityscapes-832x832', 'several scaled images'),
         ('ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024', 'one map, not a list'),
         ('dpt_vit-b16_8xb2-160k_ade20k-512x512', r"no feature maps \(N, C, H, W\) but \['list'"),
         ('vit_deit-s16_upernet_8xb2-80k_ade20k-512x512', r'strides \[16, 16, 16, 16\]'),
