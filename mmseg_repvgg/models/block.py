@@ -118,11 +118,10 @@ class RepVGGBlock(BaseModule):
         """Build the training form; the geometry of ``branch_3x3.conv`` is that of the fused one."""
         self.branch_3x3 = conv_bn(layer.conv(), norm_cfg)
         kind = CheckpointedSequential if self.recompute_1x1 else nn.Sequential
-        one = conv_bn(layer.conv((1, 1)), norm_cfg, kind) if '1x1' in self.branches else None
-        self.register_module('branch_1x1', one)
+        has_1x1 = '1x1' in self.branches
+        self.branch_1x1 = conv_bn(layer.conv((1, 1)), norm_cfg, kind) if has_1x1 else None
         has_identity = 'identity' in self.branches and layer.keeps_shape
-        norm = batch_norm(norm_cfg, layer.out_channels) if has_identity else None
-        self.register_module('branch_norm', norm)
+        self.branch_norm = batch_norm(norm_cfg, layer.out_channels) if has_identity else None
 
     def _add_branches(self, x: Tensor) -> Tensor:
         """The sum before the activation, in training form (eq. 1)."""
@@ -174,7 +173,7 @@ class RepVGGBlock(BaseModule):
     def become_fused(self, conv: nn.Conv2d) -> None:
         """Replace the branches by ``conv``, which :meth:`fused_conv` gave."""
         rest = self.se_layer, self.act
-        for name in list(self._modules):
+        for name in [*self._modules, *(n for n in vars(self) if n.startswith('branch_'))]:
             delattr(self, name)
         self.branch_reparam = conv.train(self.training)
         self.se_layer, self.act = rest  # after the conv, as in a block that is built fused

@@ -58,9 +58,9 @@ class PostAdditionBN(RepVGGBlock):
         self.branch_3x3 = nn.Sequential(OrderedDict(conv=layer.conv()))
         has_1x1 = '1x1' in self.branches
         one = nn.Sequential(OrderedDict(conv=layer.conv((1, 1)))) if has_1x1 else None
-        self.register_module('branch_1x1', one)
+        self.branch_1x1 = one
         has_identity = 'identity' in self.branches and layer.keeps_shape
-        self.register_module('branch_norm', nn.Identity() if has_identity else None)
+        self.branch_norm = nn.Identity() if has_identity else None
         self.norm = batch_norm(norm_cfg, layer.out_channels)
 
     def _add_branches(self, x: Tensor) -> Tensor:

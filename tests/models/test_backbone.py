@@ -205,3 +205,22 @@ def test_what_stands_on_fx_works():
     torch.testing.assert_close(features, expected[1])
     turn_on_efficient_conv_bn_eval_for_single_model(model)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('form', ['training', 'fused'])
+def test_mmengine_counts_its_complexity(form):
+    from mmengine.analysis import get_model_complexity_info
+    from mmpretrain.models import RepVGG
+
+    model = DilatedRepVGG('A0', out_indices=(3,)).eval()
+    theirs = RepVGG('A0', out_indices=(3,))
+    theirs.eval()  # which returns None
+    expected = get_model_complexity_info(theirs, (3, 64, 64))
+    if form == 'fused':
+        model.switch_to_deploy()
+    found = get_model_complexity_info(model, (3, 64, 64))
+    if form == 'training':
+        assert found['flops'] == expected['flops']
+    else:  # one conv a block
+        assert found['flops'] < expected['flops']
+    assert not hasattr(model.stem, 'branch_norm') or form == 'training'
