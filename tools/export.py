@@ -23,7 +23,13 @@ def main() -> None:
     parser.add_argument('config', help='config of the checkpoint')
     parser.add_argument('checkpoint', help='training or fused checkpoint')
     parser.add_argument('out', help='file to write: ' + ', '.join(FORMATS.values()))
-    parser.add_argument('--runtime', choices=list(FORMATS), help='default: by the ending of OUT')
+    parser.add_argument(
+        '--format',
+        '--runtime',
+        dest='model_format',
+        choices=list(FORMATS),
+        help='default: by the ending of OUT (--runtime is the old name of this option)',
+    )
     parser.add_argument(
         '--size',
         nargs=2,
@@ -40,6 +46,13 @@ def main() -> None:
     parser.add_argument(
         '--no-tensorrt', action='store_true', help='allow ONNX operators TensorRT lacks'
     )
+    parser.add_argument(
+        '--leave-out',
+        nargs='+',
+        metavar='TRANSFORM',
+        default=(),
+        help='transforms of the test pipeline that the user of the exported model does',
+    )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of one class')
     parser.add_argument(
@@ -52,13 +65,14 @@ def main() -> None:
         preprocessing=args.preprocessing,
         argmax=args.argmax,
         rewrites=args.rewrites and tuple(args.rewrites),
+        leave_out=tuple(args.leave_out),
         tensorrt=not args.no_tensorrt,
         tolerance=args.tolerance,
         agreement=args.agreement,
     )
     with user_errors('export'):
         cfg = launch.load_config(args.config, args.cfg_options)
-        print(export(cfg, args.checkpoint, args.out, args.runtime, options))
+        print(export(cfg, args.checkpoint, args.out, args.model_format, options))
 
 
 if __name__ == '__main__':

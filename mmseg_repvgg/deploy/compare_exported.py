@@ -6,22 +6,23 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
-from mmseg_repvgg.deploy.export import load_segmentor
+from mmseg_repvgg.deploy.image_pipeline import read_test_pipeline
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
+from mmseg_repvgg.deploy.sample_images import image_paths, read_pixels, resized
 from mmseg_repvgg.deploy.verify_export import (
     Match,
     as_pixels,
     compare_output,
-    dataset_of,
     expected_and_input,
-    image_of,
     input_of,
 )
 
@@ -64,8 +65,8 @@ def compare_exported(
 ) -> list[Agreement]:
     """Run exported models on the test images of a config, each image in one model after the other.
 
-    Images are resized to the size of the models. PyTorch runs the network of the checkpoint as it
-    is, without rewrites.
+    Images are read as the test pipeline does and resized to the size of the models. PyTorch runs
+    the network of the checkpoint as it is, without rewrites.
 
     Args:
         cfg: The config of the checkpoint.
@@ -88,15 +89,18 @@ def compare_exported(
         raise ValueError(f'images={count} must be at least 1')
     state = state_dict_of(read_checkpoint(checkpoint))
     reference = load_segmentor(cfg, state, str(checkpoint))
-    dataset = _images(cfg)
+    preparation = read_test_pipeline(cfg, infos[0].left_out)
+    normalize = preparation.normalize
     networks = [load_runtime(path, runtime, threads, **options) for path in models]
     matches: list[list[Match]] = [[] for _ in models]
     seconds: list[list[float]] = [[] for _ in models]
-    for index in range(min(len(dataset), count or len(dataset))):
-        pixels = as_pixels(image_of(dataset, index, infos[0].size))
-        expected, _ = expected_and_input(reference, pixels, infos[0])  # PyTorch runs once an image
+    for index, path in enumerate(_paths(cfg, count)):
+        image = read_pixels(path, preparation, infos[0].channels)
+        pixels = as_pixels(resized(image, infos[0].size))
+        # PyTorch runs once an image
+        expected, _ = expected_and_input(reference, pixels, infos[0], normalize)
         for i, (network, info) in enumerate(zip(networks, infos, strict=True)):
-            images = input_of(reference, pixels, info)
+            images = input_of(reference, pixels, info, normalize)
             start = time.perf_counter()
             output = network(images)
             seconds[i].append(time.perf_counter() - start)
@@ -113,11 +117,11 @@ def compare_exported(
     ]
 
 
-def _images(cfg: Config) -> Any:
-    dataset = dataset_of(cfg)
-    if dataset is None:
+def _paths(cfg: Config, count: int | None) -> list[str]:
+    paths = list(islice(image_paths(cfg), count))
+    if not paths:
         raise FileNotFoundError(
-            'the data_root of test_dataloader.dataset is not a folder; set it with --cfg-options '
+            'no images are at the data_root of test_dataloader.dataset; set it with --cfg-options '
             'test_dataloader.dataset.data_root=PATH'
         )
-    return dataset
+    return paths

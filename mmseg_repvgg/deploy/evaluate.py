@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from mmengine.registry import MODELS
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import Tensor
 
+from mmseg_repvgg.deploy.image_pipeline import first_test_set
+from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime
-from mmseg_repvgg.deploy.tiling import mean_strips, pad_to_window
+from mmseg_repvgg.deploy.segmenter import logit
+from mmseg_repvgg.deploy.tiling import mean_strips, refuse_small_image
 from mmseg_repvgg.engine import launch
+from mmseg_repvgg.engine.config_types import type_name
 
 
 @MODELS.register_module()
@@ -33,6 +38,7 @@ class ExportedModel(BaseSegmentor):
         threads: As in :func:`load_runtime`.
         batch: How many windows go into one call at most.
         test_padding: ``test_cfg`` of mmseg's ``SegDataPreProcessor``.
+        normalised: The test pipeline normalises images.
 
     Raises:
         ValueError: As :func:`load_runtime`; or if the file cannot be evaluated so: labels have no
@@ -47,6 +53,7 @@ class ExportedModel(BaseSegmentor):
         threads: int | None = None,
         batch: int = 8,
         test_padding: dict | None = None,
+        normalised: bool = False,
     ) -> None:
         loaded = load_runtime(path, runtime, threads)
         info = loaded.info
@@ -55,17 +62,17 @@ class ExportedModel(BaseSegmentor):
                 f'{path} gives labels, which cannot be averaged over sliding windows; export it '
                 'without --argmax'
             )
-        if info.preprocessing_inside and test_padding:
+        if info.preprocessing_inside and (test_padding or normalised):
+            how = 'pads normalised images (data_preprocessor.test_cfg)'
+            how = 'normalises images in the test pipeline' if normalised else how
             raise ValueError(
-                f'{path} takes pixels, but the config pads normalised images '
-                '(data_preprocessor.test_cfg); export it without --preprocessing'
+                f'{path} takes pixels, but the config {how}; export it without --preprocessing'
             )
-        super().__init__(data_preprocessor=_preprocessor(info, test_padding))
+        super().__init__(data_preprocessor=_preprocessor(info, test_padding, normalised))
         self.runtime, self.info, self.batch = loaded, info, batch
         self.align_corners = align_corners
-        # what pads small images: the mean pixel, which normalises to zero
-        mean = np.array(info.mean, np.float32)[:: -1 if info.to_rgb else 1, None, None]
-        self._mean: np.ndarray | float = mean if info.preprocessing_inside else 0
+        self.out_channels = info.num_outputs
+        self.decode_head = SimpleNamespace(threshold=info.threshold)  # where mmseg looks for it
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
         """(N, 3, H, W) as the data preprocessor gives it -> mmseg's data samples."""
@@ -85,15 +92,23 @@ class ExportedModel(BaseSegmentor):
             maps = [self._windows(image, info.stride) for image in images]
             output = torch.from_numpy(np.stack(maps))
         if info.argmax_inside:
-            output = F.one_hot(output.long(), len(info.classes)).permute(0, 3, 1, 2).float()
+            output = self._as_logits(output.long())
         return output.to(inputs.device)
 
     def _windows(self, image: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
         """(3, H, W) -> the mean logits (classes, H, W) of all windows that cover a pixel."""
         size, (height, width) = self.info.size, image.shape[1:]
-        padded = pad_to_window(image, size, self._mean)
-        strips = mean_strips(self.runtime, padded, size, stride, self.batch)
-        return np.concatenate(list(strips), axis=1)[:, :height, :width]
+        if height < size[0] or width < size[1]:
+            refuse_small_image((height, width), size)
+        strips = mean_strips(self.runtime, image, size, stride, self.batch)
+        return np.concatenate(list(strips), axis=1)
+
+    def _as_logits(self, labels: Tensor) -> Tensor:
+        """(N, H, W) -> logits (N, classes, H, W) that give these labels."""
+        threshold = self.info.threshold
+        if threshold is None:
+            return F.one_hot(labels, len(self.info.classes)).permute(0, 3, 1, 2).float()
+        return logit(threshold) + (2.0 * labels - 1)[:, None]
 
     def extract_feat(self, inputs: Tensor) -> Any:
         """Not there: the network is a file."""
@@ -124,7 +139,12 @@ def test_exported(
         ValueError: As :class:`ExportedModel`.
         FileNotFoundError: If the model or the data are not there.
     """
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if options.get('tta') or options.get('launcher', 'none') != 'none':
+        raise ValueError(
+            'an exported model is evaluated by one process and without augmentation: --runtime '
+            'goes with neither --tta nor --launcher'
+        )
+    preprocessor = settings_of_preprocessor(cfg) or {}
     heads = cfg.model.decode_head
     last = heads[-1] if isinstance(heads, list) else heads
     settings = dict(
@@ -132,17 +152,26 @@ def test_exported(
         align_corners=last.get('align_corners', False),  # mmseg's default
         runtime=runtime,
         test_padding=preprocessor.get('test_cfg'),
+        normalised=_pipeline_normalises(cfg),
     )
     ExportedModel(**settings)  # says what is wrong before a runner is built
     for key in ('model', 'data_preprocessor'):  # mmengine would hand the latter to the new model
         cfg.pop(key, None)
     cfg.model = dict(settings, type='ExportedModel')
-    cfg.custom_hooks = [h for h in cfg.get('custom_hooks', []) if h['type'] != 'RepVGGDeployHook']
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [h for h in hooks if type_name(h) != 'RepVGGDeployHook']
     return launch.test(cfg, None, **options)
 
 
-def _preprocessor(info: ModelDescription, test_padding: dict | None) -> dict[str, Any]:
+def _pipeline_normalises(cfg: Config) -> bool:
+    pipeline = (first_test_set(cfg) or {}).get('pipeline') or ()
+    return any(type_name(transform) == 'Normalize' for transform in pipeline)
+
+
+def _preprocessor(
+    info: ModelDescription, test_padding: dict | None, normalised: bool
+) -> dict[str, Any]:
     settings: dict[str, Any] = dict(type='mmseg.SegDataPreProcessor', test_cfg=test_padding)
-    if info.preprocessing_inside:
+    if info.preprocessing_inside or normalised:
         return settings
     return dict(settings, mean=info.mean, std=info.std, bgr_to_rgb=info.to_rgb)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
-from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
-from mmseg_repvgg.deploy.export_graph import OUTPUTS, Graph, Normalisation, trace
-from mmseg_repvgg.deploy.fuse import without_pretrained
-from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
-from mmseg_repvgg.deploy.verify_export import Match, sample_image, verify
+from mmseg_repvgg.deploy.describe_model import describe_model
+from mmseg_repvgg.deploy.export_graph import OUTPUTS, Graph, num_channels, trace
+from mmseg_repvgg.deploy.image_pipeline import Preparation, read_test_pipeline
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor, settings_of_preprocessor
+from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription, weight_files
+from mmseg_repvgg.deploy.sample_images import Sample, resized
+from mmseg_repvgg.deploy.verify_export import Match, verify
 from mmseg_repvgg.deploy.write_formats import WRITERS
+from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
-from mmseg_repvgg.version import __version__
 
 EXPORTED = ('branches', 'batchnorm', 'dilation', 'pyramid')
 """The rewrites that a graph shows; by Winograd or not is the runtime's choice. No runtime was seen
@@ -42,6 +43,7 @@ class Options:
     preprocessing: bool = False  # inside the graph
     argmax: bool = False  # inside the graph
     rewrites: tuple[str, ...] | None = None  # None: EXPORTED
+    leave_out: tuple[str, ...] = ()  # transforms of the test pipeline that the caller will do
     tensorrt: bool = True  # an ONNX file must hold only what TensorRT supports
     tolerance: float | None = None  # instead of verify_export.LIMITS
     agreement: float | None = None
@@ -55,6 +57,7 @@ class ExportReport:
     matches: tuple[Match, ...]
     info: ModelDescription
     path: Path
+    notes: tuple[str, ...] = ()  # how the file differs from the config's way of testing
 
     def __str__(self) -> str:
         rewrites = describe(self.counts) if self.counts else 'none but what the checkpoint holds'
@@ -64,6 +67,7 @@ class ExportReport:
             [
                 f'rewrites: {rewrites}',
                 *map(str, self.matches),
+                *(f'note: {note}' for note in self.notes),
                 f'wrote {self.path} for images of {height}x{width}, {batch}',
             ]
         )
@@ -95,48 +99,39 @@ def export(
         ValueError: If the network cannot be exported, or on a wrong argument.
         RuntimeError: If a package for the format is not installed.
     """
-    options, out = options or Options(), Path(out)
+    options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _checked_format(out, model_format)
-    size = _checked_size(cfg, options)
+    preparation = read_test_pipeline(cfg, options.leave_out)
     loaded = read_checkpoint(checkpoint)
     reference = load_segmentor(cfg, state_dict_of(loaded), str(checkpoint))
-    _check_head(reference, options)
+    sample = Sample.of(cfg, preparation, num_channels(reference))
+    size = _checked_size(cfg, options, sample)
+    info = replace(
+        describe_model(cfg, reference, loaded, Path(checkpoint), preparation),
+        format=model_format,
+        size=size,
+        stride=_stride(cfg, size),
+        dynamic_batch=options.dynamic_batch,
+        preprocessing_inside=options.preprocessing,
+        argmax_inside=options.argmax,
+    )
     rewritten, counts, names = _rewrite(cfg, reference, options)
-    graph = Graph(rewritten, options.preprocessing, options.argmax)
-    info = _describe(cfg, reference, loaded, Path(checkpoint), model_format, options)
-    info = replace(info, size=size, stride=_stride(cfg, size), rewrites=names)
+    info = replace(info, rewrites=names)
+    graph = Graph(rewritten, options.preprocessing, options.argmax, preparation.normalize)
 
     sweep(writable_folder(out.parent))
     with tempfile.TemporaryDirectory(prefix=temporary_folder(out.parent)) as temporary:
         written = _write(graph, Path(temporary) / out.name, info, options.tensorrt)
-        matches = _verify(cfg, written, reference, options)
+        info = ModelDescription.read(written)
+        matches = _verify(written, reference, sample, options, preparation)
         odd = Path(temporary) / 'odd' / out.name
         odd.parent.mkdir()
         odd_info = replace(info, size=odd_size(size))
-        matches += _verify(cfg, _write(graph, odd, odd_info, False), reference, options)
+        odd = _write(graph, odd, odd_info, False)
+        matches += _verify(odd, reference, sample, options, preparation)
         _move(written, out)
-    return ExportReport(counts, tuple(matches), info, out)
-
-
-def load_segmentor(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
-    """Build the model of a config, training form or fused, and fill it; in eval mode, float32.
-
-    Raises:
-        CheckpointError: If the weights do not fill it.
-        ValueError: If it is no mmseg segmentor.
-    """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    settings = without_pretrained(cfg.model)
-    settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as mmengine's Runner
-    model = MODELS.build(settings)
-    if not hasattr(model, 'encode_decode'):
-        raise ValueError(
-            f'model type {cfg.model.type!r} of {cfg.filename} is no segmentor of mmseg, and only '
-            'those are exported'
-        )
-    load_strictly(model, state, source)
-    model.eval()
-    return model.float()
+    notes = tuple(_notes(cfg, options, preparation, sample, size))
+    return ExportReport(counts, tuple(matches), info, out, notes)
 
 
 def odd_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -157,9 +152,8 @@ def _checked_format(out: Path, model_format: str | None) -> str:
     return found
 
 
-def _checked_size(cfg: Config, options: Options) -> tuple[int, int]:
-    test_cfg = cfg.model.get('test_cfg') or {}
-    size = options.size or (test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None)
+def _checked_size(cfg: Config, options: Options, sample: Sample) -> tuple[int, int]:
+    size = options.size or _window(cfg, sample)
     if size is None:
         raise ValueError(
             f'{cfg.filename} evaluates whole images and says no size: give --size HEIGHT WIDTH'
@@ -167,6 +161,42 @@ def _checked_size(cfg: Config, options: Options) -> tuple[int, int]:
     if len(size) != 2 or min(size) < SMALLEST:
         raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
     return int(size[0]), int(size[1])
+
+
+def _window(cfg: Config, sample: Sample) -> tuple[int, int] | None:
+    """Height and width of the sliding windows, which mmseg shrinks to images that are smaller."""
+    test_cfg = cfg.model.get('test_cfg') or {}
+    if test_cfg.get('mode') != 'slide':
+        return None
+    height, width = test_cfg['crop_size']
+    if sample.tested_size is None:
+        return height, width
+    return min(height, sample.tested_size[0]), min(width, sample.tested_size[1])
+
+
+def _notes(
+    cfg: Config, options: Options, preparation: Preparation, sample: Sample, size: tuple[int, int]
+) -> Iterator[str]:
+    """Say how the file differs from what the config tests."""
+    test_cfg = cfg.model.get('test_cfg') or {}
+    tested, slides = sample.tested_size, test_cfg.get('mode') == 'slide'
+    if slides and options.size is None and size != tuple(test_cfg['crop_size']):
+        yield (
+            f'windows are {size[0]}x{size[1]}, not {test_cfg["crop_size"]}: the test images are '
+            'smaller than the crop_size of the config, and mmseg shrinks windows to the image'
+        )
+    if not slides and tested is not None and tested != size:
+        yield (
+            f'the config tests images at {tested[0]}x{tested[1]} or other sizes; the exported '
+            f'model stretches all to {size[0]}x{size[1]}'
+        )
+    padding = (settings_of_preprocessor(cfg) or {}).get('test_cfg')
+    if padding:
+        yield f'the config pads test images ({dict(padding)}); the exported model does not'
+    if preparation.augmented:
+        yield 'the test-time augmentation of the pipeline is left out'
+    if preparation.left_out:
+        yield f'left to the caller: {", ".join(preparation.left_out)} of the test pipeline'
 
 
 def _stride(cfg: Config, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -178,19 +208,11 @@ def _stride(cfg: Config, size: tuple[int, int]) -> tuple[int, int] | None:
     return min(height, size[0]), min(width, size[1])
 
 
-def _check_head(model: Any, options: Options) -> None:
-    if getattr(model, 'out_channels', 2) == 1:
-        raise ValueError(
-            'the decode head gives one channel with a threshold (out_channels=1), which has no '
-            'argmax; only heads with a channel per class are exported'
-        )
-
-
 def _rewrite(
     cfg: Config, reference: nn.Module, options: Options
 ) -> tuple[nn.Module, dict[str, int], tuple[str, ...]]:
     """A rewritten copy, the places each rewrite changed, and all that the copy has had."""
-    fused = cfg.model.type == 'DeployedModel'
+    fused = type_name(cfg.model) == 'DeployedModel'
     # by Winograd or not is the runtime's choice, nothing of it is in the graph
     done = tuple(n for n in EXPORTED if n in cfg.model.get('rewrites', ())) if fused else ()
     if options.rewrites is None:
@@ -218,54 +240,6 @@ def _exportable(rewrites: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _describe(
-    cfg: Config,
-    model: nn.Module,
-    loaded: dict[str, Any],
-    checkpoint: Path,
-    model_format: str,
-    options: Options,
-) -> ModelDescription:
-    """The description, but for size, stride and rewrites."""
-    normalisation = Normalisation.of(model)
-    classes, palette = _classes(cfg, loaded, getattr(model, 'num_classes', 0))
-    return ModelDescription(
-        format=model_format,
-        size=(0, 0),
-        dynamic_batch=options.dynamic_batch,
-        preprocessing_inside=options.preprocessing,
-        argmax_inside=options.argmax,
-        mean=normalisation.mean,
-        std=normalisation.std,
-        to_rgb=normalisation.to_rgb,
-        classes=classes,
-        palette=palette,
-        stride=None,
-        rewrites=(),
-        source_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        version=__version__,
-    )
-
-
-def _classes(
-    cfg: Config, loaded: dict[str, Any], count: int
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours: of the checkpoint, of the test set's class, or numbers and greys."""
-    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope
-        dataset = registry.get(dataset_cfg['type']) if dataset_cfg else None
-    for meta in (
-        (loaded.get('meta') or {}).get('dataset_meta'),
-        dataset_cfg.get('metainfo'),
-        getattr(dataset, 'METAINFO', None),
-    ):
-        if meta and len(meta.get('classes') or ()) == len(meta.get('palette') or ()) == count:
-            palette = tuple((int(r), int(g), int(b)) for r, g, b in meta['palette'])
-            return tuple(map(str, meta['classes'])), palette
-    greys = [255 * i // max(count - 1, 1) for i in range(count)]
-    return tuple(f'class {i}' for i in range(count)), tuple((g, g, g) for g in greys)
-
-
 def _write(graph: Graph, path: Path, info: ModelDescription, tensorrt: bool) -> Path:
     program = trace(graph, info.size, info.dynamic_batch)
     WRITERS[info.format](program, path, OUTPUTS[info.argmax_inside])
@@ -277,22 +251,30 @@ def _write(graph: Graph, path: Path, info: ModelDescription, tensorrt: bool) -> 
     return path
 
 
-def _verify(cfg: Config, path: Path, reference: nn.Module, options: Options) -> list[Match]:
-    image, name = sample_image(cfg, ModelDescription.read(path).size)
-    return verify(path, reference, image, name, options.tolerance, options.agreement)
+def _verify(
+    path: Path, reference: nn.Module, sample: Sample, options: Options, preparation: Preparation
+) -> list[Match]:
+    image = resized(sample.image, ModelDescription.read(path).size)
+    limits = options.tolerance, options.agreement
+    return verify(path, reference, image, sample.name, *limits, preparation.normalize)
 
 
 def _move(written: Path, out: Path) -> None:
     """Put all files of an export in their place, the model itself last.
 
     All are on disk before, and an older model goes first: who is stopped between them leaves no
-    model beside the description of another.
+    model next to the description of another. Weights of an older model that lay in files of their
+    own are removed.
     """
     files = [file for file in written.parent.iterdir() if file.is_file() and file != written]
     with ExitStack() as stack:
         for file in (written, *files):  # left in the opposite order
             temporary = stack.enter_context(atomic_file(out.with_name(file.name)))
-            os.replace(file, temporary)
-            with temporary.open('rb') as stream:
+            shutil.move(file, temporary)  # OUT may be a link to another file system
+            with temporary.open('rb+') as stream:
                 os.fsync(stream.fileno())
         Path(os.path.realpath(out)).unlink(missing_ok=True)
+    moved = {file.name for file in files}
+    for old in weight_files(out):
+        if old.name not in moved:
+            old.unlink(missing_ok=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mmcv
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -21,29 +24,50 @@ OUTPUTS = {False: 'logits', True: 'labels'}
 class Normalisation:
     """What a segmentor does to an image in BGR before the network sees it."""
 
-    mean: tuple[float, float, float]  # in the order the network sees the channels
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # in the order the network sees the channels
+    std: tuple[float, ...]
     to_rgb: bool
 
     @classmethod
-    def of(cls, model: Any) -> Normalisation:
+    def of(cls, model: Any, normalize: Mapping[str, Any] | None = None) -> Normalisation:
         """Read it off the data preprocessor of a segmentor.
 
+        Args:
+            model: The segmentor.
+            normalize: Settings of a transform ``Normalize`` of the test pipeline; then the data
+                preprocessor must leave pixels as they are.
+
         Raises:
-            ValueError: If that is not mmseg's.
+            ValueError: If that is not mmseg's, or both normalise.
         """
-        preprocessor = model.data_preprocessor
-        if not hasattr(preprocessor, '_enable_normalize'):
+        preprocessor, channels = model.data_preprocessor, num_channels(model)
+        known = type(preprocessor).__module__.startswith(('mmseg.', 'mmengine.'))
+        if not known or not hasattr(preprocessor, '_enable_normalize'):
             raise ValueError(
                 f'data_preprocessor {type(preprocessor).__name__} is unknown: what it does to an '
                 "image cannot be described; use dict(type='SegDataPreProcessor', ...)"
             )
-        mean, std = (0.0,) * 3, (1.0,) * 3
+        # by its name in either family; mmseg turns round three channels only
+        names = ('channel_conversion', '_channel_conversion')
+        to_rgb = channels == 3 and any(getattr(preprocessor, name, False) for name in names)
+        mean, std = (0.0,), (1.0,)
         if preprocessor._enable_normalize:
             mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
-        # by its name in either family
-        names = ('channel_conversion', '_channel_conversion')
-        return cls(mean, std, any(getattr(preprocessor, name, False) for name in names))
+        if normalize is not None:
+            if to_rgb or preprocessor._enable_normalize:
+                raise ValueError(
+                    'images are normalised twice: by Normalize of the test pipeline, and by '
+                    'data_preprocessor (mean, std or bgr_to_rgb). Take one of them out'
+                )
+            mean, std = normalize['mean'], normalize['std']
+            to_rgb = channels == 3 and bool(normalize['to_rgb'])
+        mean, std = (v * channels if len(v) == 1 else v for v in (mean, std))
+        if {len(mean), len(std)} != {channels}:
+            raise ValueError(
+                f'the images are normalised by {len(mean)} means and {len(std)} standard '
+                f'deviations, but the backbone takes {channels} channels: give one for each'
+            )
+        return cls(mean, std, to_rgb)
 
 
 class Graph(nn.Module):
@@ -52,52 +76,93 @@ class Graph(nn.Module):
     Args:
         model: An mmseg segmentor, in eval mode.
         preprocessing: Take pixels 0..255 in BGR and normalise them inside.
-        argmax: Give class indices (N, H, W) int32 in the place of logits (N, classes, H, W).
+        argmax: Give class indices (N, H, W) int32 instead of logits (N, classes, H, W).
+        normalize: As of :meth:`Normalisation.of`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, preprocessing: bool, argmax: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        preprocessing: bool,
+        argmax: bool,
+        normalize: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.preprocessing, self.argmax = model, preprocessing, argmax
-        normalisation = Normalisation.of(model)
-        self.to_rgb = normalisation.to_rgb
+        normalisation = Normalisation.of(model, normalize)
+        self.to_rgb, self.channels = normalisation.to_rgb, len(normalisation.mean)
+        self.threshold = threshold_of(model)
         like = next(model.parameters())
         for name in ('mean', 'std'):
             values = torch.tensor(getattr(normalisation, name)).to(like)
-            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, classes, H, W) or labels (N, H, W)."""
+        """(N, C, H, W) -> logits (N, classes, H, W) or labels (N, H, W)."""
         if self.preprocessing:
             if self.to_rgb:  # a flip would become a Slice with negative steps
                 images = torch.cat(images.split(1, dim=1)[::-1], dim=1)
             images = (images - self.mean) / self.std
         logits = logits_of(self.model, images)
-        return logits.argmax(1).to(torch.int32) if self.argmax else logits
+        if not self.argmax:
+            return logits
+        if self.threshold is not None:
+            return (logits[:, 0].sigmoid() > self.threshold).to(torch.int32)
+        return logits.argmax(1).to(torch.int32)
+
+
+def num_channels(model: Any) -> int:
+    """Channels of the images that a segmentor takes: those of its backbone's first conv."""
+    convs = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
+def threshold_of(model: Any) -> float | None:
+    """Above which sigmoid a head of one channel says 1; None where there is a channel a class."""
+    if getattr(model, 'out_channels', 2) != 1:
+        return None
+    head = model.decode_head
+    return float((head[-1] if isinstance(head, nn.ModuleList) else head).threshold)
 
 
 def logits_of(model: Any, images: Tensor) -> Tensor:
-    """A segmentor's logits at the size of its input: (N, 3, H, W) -> (N, classes, H, W)."""
+    """A segmentor's logits at the size of its input: (N, C, H, W) -> (N, classes, H, W)."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'When align_corners=True')  # sizes it would prefer
         return model.encode_decode(images, [dict(img_shape=images.shape[2:])])
 
 
-def raw_and_normalised(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def raw_and_normalised(
+    model: Any, pixels: Tensor, normalize: Mapping[str, Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """Images as the exported network takes them: with preprocessing inside, and without.
 
     Args:
         model: The segmentor, whose own data preprocessor does it.
-        pixels: (N, 3, H, W) uint8 in BGR.
+        pixels: (N, C, H, W) in BGR.
+        normalize: As of :meth:`Normalisation.of`.
 
     Returns:
-        Both (N, 3, H, W) float32.
+        Both (N, C, H, W) float32.
     """
     preprocessor = copy.copy(model.data_preprocessor)
     preprocessor.test_cfg = None  # pads; a graph has one size
-    return pixels.float(), preprocessor(dict(inputs=list(pixels)), False)['inputs']
+    raw = pixels.float()
+    images = raw if normalize is None else _normalised_by_mmcv(raw, normalize)
+    return raw, preprocessor(dict(inputs=list(images)), False)['inputs']
+
+
+def _normalised_by_mmcv(images: Tensor, normalize: Mapping[str, Any]) -> Tensor:
+    mean, std = (np.array(normalize[name], np.float64) for name in ('mean', 'std'))
+    planes = [mmcv.imnormalize(i, mean, std, normalize['to_rgb']) for i in _last(images)]
+    return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).contiguous()
+
+
+def _last(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def trace(graph: Graph, size: tuple[int, int], dynamic_batch: bool) -> ExportedProgram:
@@ -108,7 +173,8 @@ def trace(graph: Graph, size: tuple[int, int], dynamic_batch: bool) -> ExportedP
     """
     like = next(graph.parameters())
     # Not 1, which would be taken for a constant.
-    images = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=like.device, dtype=like.dtype)
+    shape = 2 if dynamic_batch else 1, graph.channels, *size
+    images = torch.zeros(shape, device=like.device, dtype=like.dtype)
     dynamic: Any = ({0: Dim('batch', min=1)},) if dynamic_batch else None
     with torch.no_grad():
         graph(images)  # constants for this size are made here, outside the graph

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mmseg_repvgg.checkpoint.names import is_fused
 from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
 from mmseg_repvgg.checkpoint.writing import STAMP, make_stamp, write_checkpoint
 from mmseg_repvgg.checks import check_integer, check_model, check_tolerance
+from mmseg_repvgg.deploy.load_segmentor import model_settings
+from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (
     Difference,
@@ -151,12 +154,12 @@ def _write(
 
 
 def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Module:
-    if cfg.model.type == 'DeployedModel' or is_fused(state):
+    if type_name(cfg.model) == 'DeployedModel' or is_fused(state):
         raise CheckpointError(
             f'{source if is_fused(state) else cfg.filename} is fused already; give the training '
             'config and the training checkpoint'
         )
-    model = MODELS.build(without_pretrained(cfg.model))
+    model = MODELS.build(model_settings(cfg))
     load_strictly(model, state, source)
     model.eval()
     return model
@@ -192,7 +195,8 @@ def _loaded(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
         dataset = DATASETS.build(dataset_cfg)
         for i in range(min(count, len(dataset))):
             file = dataset.get_data_info(i).get('img_path', f'image {i}')
-            yield dataset[i]['inputs']
+            inputs = dataset[i]['inputs']  # several views in a test-time augmentation
+            yield inputs[0] if isinstance(inputs, (list, tuple)) else inputs
     except Exception as error:  # of mmcv, OpenCV, Pillow: each has its own
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise ValueError(
@@ -203,29 +207,25 @@ def _loaded(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
 
 def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
     """The config that evaluates the fused checkpoint: no training, no deploy hook."""
-    deployed = Config(cfg.to_dict())
-    for key in TRAINING_KEYS:
+    deployed = name_types(cfg.to_dict())
+    for key in (*TRAINING_KEYS, 'model', 'data_preprocessor'):  # the latter is in the model
         deployed.pop(key, None)
-    hooks = [h for h in deployed.get('custom_hooks', []) if h['type'] != 'RepVGGDeployHook']
-    deployed.custom_hooks = hooks
-    deployed.load_from, deployed.resume = None, False
-    model = without_pretrained(deployed.model)
-    deployed.pop('model')
-    deployed.model = deployed_config(model, cfg.get('default_scope', 'mmseg'), rewrites)
-    return deployed
+    hooks = deployed.get('custom_hooks') or []
+    deployed['custom_hooks'] = [h for h in hooks if type_name(h) != 'RepVGGDeployHook']
+    scope = cfg.get('default_scope', 'mmseg')
+    model = deployed_config(name_types(model_settings(cfg)), scope, rewrites)
+    return Config(dict(deployed, load_from=None, resume=False, model=model))
 
 
-def without_pretrained(model: Any) -> dict[str, Any]:
-    """Model settings without initial weights, which the checkpoint replaces."""
-    settings = model.to_dict() if hasattr(model, 'to_dict') else dict(model)
-    settings.pop('pretrained', None)
-    if 'backbone' not in settings:
-        raise ValueError('the model of the config has no backbone: give the config of a segmentor')
-    backbone = dict(settings['backbone'])
-    backbone.pop('pretrained', None)
-    if isinstance(backbone.get('init_cfg'), dict):
-        backbone.pop('init_cfg')
-    return dict(settings, backbone=backbone)
+def name_types(settings: Any) -> Any:
+    """A copy in which classes and functions, as in mmengine's Python configs, are dotted names."""
+    if isinstance(settings, Mapping):
+        return {key: name_types(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(map(name_types, settings))
+    if isinstance(settings, type) or inspect.isroutine(settings):
+        return f'{settings.__module__}.{settings.__qualname__}'
+    return settings
 
 
 def _check_loads(cfg: Config, fused: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Images as a service gets them -> (H, W, 3) uint8 in BGR, what OpenCV reads in training too."""
+"""Images as a service gets them -> (H, W, C), what OpenCV reads in training too."""
 
 from __future__ import annotations
 
@@ -7,17 +7,33 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+SUFFIXES = (
+    *('.avif', '.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pgm', '.png'),
+    *('.pnm', '.ppm', '.tif', '.tiff', '.webp'),
+)
+
+READING = {
+    'color': cv2.IMREAD_COLOR,
+    'grayscale': cv2.IMREAD_GRAYSCALE,
+    'unchanged': cv2.IMREAD_UNCHANGED,
+    'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+    'grayscale_ignore_orientation': cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+"""OpenCV's flags by the name of ``color_type`` in mmcv."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
     """Read an image file as mmseg's ``LoadImageFromFile`` does.
 
-    Grey images become BGR, an alpha channel is dropped, 16 bits are scaled to 8, and the
+    By default grey images become BGR, an alpha channel is dropped, 16 bits are scaled to 8, and the
     orientation that a camera noted is applied.
 
+    Args:
+        path: The file.
+        color_type: One of :data:`READING`.
+
     Returns:
-        (H, W, 3) uint8, BGR.
+        (H, W, 3) uint8, BGR; of other color types what is in the file, or (H, W) uint8 grey.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -28,7 +44,7 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f'image {path} not found')
     try:
         # not cv2.imread, which returns None and may fail on names that are not ASCII
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.fromfile(path, np.uint8), READING[color_type])
     except cv2.error as error:  # an empty file, more pixels than OpenCV's limit
         raise ValueError(f'{path} cannot be read: {error.err}') from error
     if image is None:
@@ -63,3 +79,88 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
             'BGRA or (H, W) grey, with at least one pixel'
         )
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[:, :, :3]
+
+
+def as_pixels(image: np.ndarray, channels: int = 3, color_type: str = 'color') -> np.ndarray:
+    """Check an array and give it the channels of a network.
+
+    Args:
+        image: What :func:`read_image` gives of this ``color_type``, or an array like it: colour is
+            taken for grey images and grey for colour; ``'unchanged'`` may be of any dtype.
+        channels: Of the network.
+        color_type: One of :data:`READING`.
+
+    Returns:
+        (H, W, channels), contiguous or not.
+
+    Raises:
+        ValueError: On another shape or dtype.
+    """
+    if color_type.startswith('color') and channels == 3:
+        return as_bgr(image)
+    if color_type.startswith('grayscale') and channels == 1:
+        bgr = as_bgr(image)
+        grey = image.reshape(image.shape[:2]) if image.size == bgr.size // 3 else None
+        return (cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY) if grey is None else grey)[:, :, None]
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in 'uif':
+        raise ValueError(f'the image is {type(image).__name__}, not a numpy array of numbers')
+    planes = image[:, :, None] if image.ndim == 2 else image
+    if planes.ndim != 3 or planes.shape[2] != channels or 0 in planes.shape:
+        raise ValueError(
+            f'the image has the shape {image.shape}; the network takes (H, W, {channels}), with at '
+            'least one pixel'
+        )
+    # what OpenCV can resize
+    return planes if planes.dtype in (np.uint8, np.uint16) else planes.astype(np.float32)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """An image of any kind for people to see: (H, W, 3) uint8 in BGR.
+
+    Of more than four channels the first three are shown; other numbers than 0 to 255 are scaled.
+    """
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] not in (1, 3, 4):
+        image = image[:, :, :3] if image.shape[2] > 4 else image[:, :, :1]
+    if isinstance(image, np.ndarray) and image.dtype == np.uint16:
+        image = (image // 257).astype(np.uint8)
+    elif isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.size:
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
+    return as_bgr(image)
+
+
+def resize_as_tested(
+    image: np.ndarray, resize: tuple[int, int] | None, keep_ratio: bool
+) -> np.ndarray:
+    """Resize an image as mmcv's ``Resize`` of the test pipeline does.
+
+    Args:
+        image: (H, W, C).
+        resize: Width and height; None leaves the image as it is.
+        keep_ratio: The longer and the shorter side of ``resize`` are the largest that the longer
+            and the shorter side of the image may become.
+    """
+    if resize is None:
+        return image
+    height, width = image.shape[:2]
+    if keep_ratio:
+        factor = min(max(resize) / max(height, width), min(resize) / min(height, width))
+        resize = int(width * factor + 0.5), int(height * factor + 0.5)
+    if resize == (width, height):
+        return image
+    resized = cv2.resize(image, resize, interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(*resized.shape[:2], image.shape[2])  # OpenCV drops a single channel
+
+
+def resize_plane(plane: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """Resize (H, W) float32 to ``size`` (height, width), bilinear as PyTorch's ``interpolate``."""
+    if not align_corners:
+        return cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
+    for axis, length in enumerate(size):
+        last = plane.shape[axis] - 1
+        places = np.arange(length, dtype=np.float32) * np.float32(last / max(length - 1, 1))
+        low = np.minimum(places.astype(int), max(last - 1, 0))
+        share = (places - low).reshape((-1, 1) if axis == 0 else (1, -1))
+        one, two = plane.take(low, axis), plane.take(np.minimum(low + 1, last), axis)
+        plane = one + (two - one) * share
+    return plane

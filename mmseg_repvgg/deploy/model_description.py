@@ -1,9 +1,11 @@
-"""What a service must know of an exported model, kept in a JSON file beside it."""
+"""What a service must know of an exported model, kept in a JSON file next to it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,15 @@ FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'mnn': '.mnn', 'torch': '.pt2'}
 class ModelDescription:
     """The exported network and how its input is made and its output read.
 
-    The input is (N, 3, *size), float32. With ``preprocessing_inside`` it holds the pixels 0..255 as
+    The input is (N, channels, *size), float32. With ``preprocessing_inside`` it holds the pixels as
     OpenCV reads them, in BGR; otherwise pixels that the caller has put into RGB order (if
-    ``to_rgb``) and normalised: ``(x - mean) / std``. The output is (N, len(classes), *size) float32
+    ``to_rgb``) and normalised: ``(x - mean) / std``. The output is (N, num_outputs, *size) float32
     logits, or with ``argmax_inside`` (N, *size) integer class indices.
+
+    Fields with a default came later: files without them were written by an older version.
+
+    Raises:
+        ValueError: If the values cannot be those of a model.
     """
 
     format: str  # one of FORMATS
@@ -28,8 +35,8 @@ class ModelDescription:
     dynamic_batch: bool  # N is free; otherwise it is 1
     preprocessing_inside: bool
     argmax_inside: bool
-    mean: tuple[float, float, float]  # in the order the network sees the channels
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # in the order the network sees the channels
+    std: tuple[float, ...]
     to_rgb: bool
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB per class
@@ -37,23 +44,52 @@ class ModelDescription:
     rewrites: tuple[str, ...]
     source_sha256: str  # of the checkpoint it was made from
     version: str  # of this package
+    channels: int = 3  # of an image
+    color_type: str = 'color'  # how image files are read, as mmcv's imread names it
+    resize: tuple[int, int] | None = None  # width, height that images are resized to before windows
+    keep_ratio: bool = True  # `resize` is the largest box, as of mmcv's Resize
+    align_corners: bool = False  # of resizing logits to the size of the image
+    threshold: float | None = None  # one logit: label 1 where its sigmoid is above; None: argmax
+    left_out: tuple[str, ...] = ()  # transforms of the test pipeline that the caller must do
+    model_sha256: str = ''  # of the model's own files; '' is not checked
 
-    def write(self, model: str | Path) -> None:
-        """Write it beside the model file.
+    def __post_init__(self) -> None:
+        for name in ('mean', 'std'):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f'{name}={values} must be {self.channels} finite numbers, one a channel'
+                )
+        if 0 in self.std:
+            raise ValueError(f'std={self.std} must not be 0: images are divided by it')
+
+    @property
+    def num_outputs(self) -> int:
+        """How many logits a pixel has."""
+        return len(self.classes) if self.threshold is None else 1
+
+    def write(self, model: str | Path) -> ModelDescription:
+        """Write it next to the model file, with the hash of that.
+
+        Returns:
+            What was written.
 
         Raises:
             OSError: If it cannot be written.
         """
+        written = replace(self, model_sha256=_hash(model))
         with atomic_file(description_path(model)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
+            temporary.write_text(json.dumps(asdict(written), indent=1) + '\n', encoding='utf-8')
+        return written
 
     @classmethod
     def read(cls, model: str | Path) -> ModelDescription:
-        """Read what lies beside the model file.
+        """Read what lies next to the model file.
 
         Raises:
             FileNotFoundError: If the model or the JSON file is not there.
-            ValueError: If the JSON file is not one that :meth:`write` made.
+            ValueError: If the JSON file is not one that :meth:`write` made, or is that of another
+                model.
         """
         path = description_path(model)
         for file in (Path(model), path):
@@ -64,17 +100,46 @@ class ModelDescription:
                 )
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
-            return cls(**{f.name: _frozen(values[f.name]) for f in fields(cls)})
+            found = {
+                f.name: _frozen(values[f.name])
+                for f in fields(cls)
+                if f.default is MISSING or f.name in values
+            }
+            description = cls(**found)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'{path} is not what tools/export.py writes beside a model ({error!r}); '
                 'export again'
             ) from error
+        if description.model_sha256 and description.model_sha256 != _hash(model):
+            raise ValueError(
+                f'{path} describes another model than {model}: the SHA-256 of the file is not its '
+                'model_sha256. Keep the two files of an export together, or export again; if you '
+                'changed the model yourself, remove model_sha256 from the .json'
+            )
+        return description
 
 
 def description_path(model: str | Path) -> Path:
     """``model.onnx`` -> ``model.onnx.json``."""
     return Path(f'{model}.json')
+
+
+def weight_files(model: str | Path) -> list[Path]:
+    """Where the weights of a model may be, other than in its own file: .bin of .xml, .onnx.data."""
+    path = Path(model)
+    return [path.with_suffix('.bin')] if path.suffix == '.xml' else [Path(f'{path}.data')]
+
+
+def _hash(model: str | Path) -> str:
+    """SHA-256 of the files of a model, one after the other."""
+    digest = hashlib.sha256()
+    for file in (Path(model), *weight_files(model)):
+        if file.is_file():
+            with file.open('rb') as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
 
 
 def _frozen(value: Any) -> Any:

@@ -6,6 +6,7 @@ package.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +14,21 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from mmseg_repvgg.deploy.images import as_bgr, read_image
+from mmseg_repvgg.deploy.images import (
+    as_picture,
+    as_pixels,
+    read_image,
+    resize_as_tested,
+    resize_plane,
+)
 from mmseg_repvgg.deploy.model_description import ModelDescription
-from mmseg_repvgg.deploy.tiling import mean_strips, nearest_labels, pad_to_window, window_starts
+from mmseg_repvgg.deploy.tiling import (
+    mean_strips,
+    nearest_labels,
+    pad_to_window,
+    refuse_small_image,
+    window_starts,
+)
 
 
 class Network(Protocol):
@@ -24,28 +37,32 @@ class Network(Protocol):
     info: ModelDescription
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Run it on (N, 3, h, w) float32, as the info says."""
+        """Run it on (N, C, h, w) float32, as the info says."""
         ...
 
 
 class Segmenter:
     """Label maps of images of any size, from a network of a fixed input size.
 
-    Without a stride in its info the network sees the whole image, resized to its input size, and
-    the logits are resized back: both bilinear as ``align_corners=False``, and without keeping the
-    ratio of the sides. With a stride it sees windows, placed and averaged as in mmseg's
-    ``slide_inference``; an image smaller than a window is padded below and to the right with the
-    mean pixel, which is 0 after normalisation and what mmseg pads with. Where the network ends in
-    argmax, labels are resized by nearest neighbour, and windows are not averaged: see
-    :func:`.tiling.nearest_labels`.
+    Images are read and resized as the test pipeline of the training does it. Without a stride in
+    its info the network sees the whole image, resized to its input size without keeping the ratio
+    of the sides, and the logits are resized back as the decode head does it. With a stride it sees
+    windows, placed and averaged as in mmseg's ``slide_inference``. mmseg shrinks the windows to an
+    image that is smaller, which a network of a fixed size cannot follow: such images are refused,
+    or with ``pad_small_images`` padded below and to the right with the mean pixel. Where the
+    network ends in argmax, labels are resized by nearest neighbour, and windows are not averaged:
+    see :func:`.tiling.nearest_labels`.
 
-    A call changes nothing in the Segmenter; threads may share it if the runtime allows that.
+    A call changes nothing in the Segmenter: threads may share it. It can be pickled if its network
+    can; those of :func:`.load_runtime` can.
 
     Args:
-        model: The exported file, with its .json beside it; or a network that is loaded already.
+        model: The exported file, with its .json next to it; or a network that is loaded already.
         runtime: Name of the runtime; by default one that reads the file. Only for a file.
         threads: As many as the runtime uses. Only for a file.
         batch: Windows run at once, where the network takes more than one.
+        pad_small_images: Pad images smaller than a window instead of refusing them. Near the
+            padding the labels are not those of mmseg.
 
     Raises:
         FileNotFoundError: If the file or its .json is not there.
@@ -58,6 +75,7 @@ class Segmenter:
         runtime: str | None = None,
         threads: int | None = None,
         batch: int = 4,
+        pad_small_images: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
             from mmseg_repvgg.deploy.runtimes import load_runtime
@@ -74,12 +92,13 @@ class Segmenter:
             raise ValueError(f'batch={batch} must be at least 1')
         self.info = info = self.network.info
         self.batch = batch if info.dynamic_batch else 1
+        self.pad_small_images = pad_small_images
         for size, stride in zip(info.size, info.stride or (), strict=False):
             window_starts(size, size, stride)  # refuses what would leave pixels out
         count = len(info.classes)
         self._dtype = np.uint8 if count <= 256 else np.uint16
         self._colours = np.array(info.palette, np.uint8).reshape(-1, 3)[:, ::-1]  # BGR
-        mean, std = np.array(info.mean, np.float32), np.array(info.std, np.float32)
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (info.mean, info.std))
         # of the image as it comes, in BGR
         self._mean, self._std = (mean[::-1], std[::-1]) if info.to_rgb else (mean, std)
 
@@ -88,17 +107,24 @@ class Segmenter:
 
         Args:
             image: (H, W, 3) uint8 in BGR, as OpenCV reads it, or its file; for others see
-                :func:`.images.as_bgr` and :func:`.images.read_image`.
+                :func:`.images.as_pixels` and :func:`.images.read_image`.
 
         Returns:
             (H, W) indices into ``info.classes``; uint8 up to 256 classes, else uint16.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not an image, or the network is not what its info says.
+            ValueError: If it is not an image, is smaller than a window, or the network is not what
+                its info says.
         """
-        pixels = as_bgr(image) if isinstance(image, np.ndarray) else as_bgr(read_image(image))
+        if not isinstance(image, np.ndarray):
+            image = self.read(image)
+        pixels = as_pixels(image, self.info.channels, self.info.color_type)
         return self._whole(pixels) if self.info.stride is None else self._sliding(pixels)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Read an image file as the model was trained on: see :func:`.images.read_image`."""
+        return read_image(path, self.info.color_type)
 
     def overlay(self, image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.ndarray:
         """Paint a label map over its image in the colours of the classes.
@@ -115,7 +141,7 @@ class Segmenter:
             ValueError: If image and labels differ in size, on a wrong argument, or if the model
                 came without colours.
         """
-        image = as_bgr(image)
+        image = as_picture(image)
         if not len(self._colours):
             raise ValueError(
                 'the .json of the model has no colours; give one to each class: '
@@ -134,61 +160,93 @@ class Segmenter:
         return np.where(known[:, :, None], blended, image)
 
     def _whole(self, image: np.ndarray) -> np.ndarray:
-        size, (height, width) = self.info.size, image.shape[:2]
-        same = (height, width) == size
-        if not same:
+        size, shape = self.info.size, image.shape[:2]
+        if shape != size:
             image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        output = self._run(self._prepare(image)[None])[0]
-        if self.info.argmax_inside:
-            labels = output.astype(self._dtype)
-            if same:
-                return labels
-            return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        if same:
-            return self._argmax(output)
-        # plane by plane: OpenCV 5 takes no more than 128 channels at once
-        return self._argmax(cv2.resize(plane, (width, height)) for plane in output)
+            image = image.reshape(*size, -1)  # OpenCV drops a single channel
+        output = self._run(self._prepare(image.transpose(2, 0, 1)[None]))[0]
+        return self._labels_of_size(output, shape)
 
     def _sliding(self, image: np.ndarray) -> np.ndarray:
         assert self.info.stride is not None
-        size, (height, width) = self.info.size, image.shape[:2]
-        mean_pixel = self._mean[:, None, None] if self.info.preprocessing_inside else 0
-        padded = pad_to_window(self._prepare(image), size, mean_pixel)
-        tiling = self._run, padded, size, self.info.stride, self.batch
-        if self.info.argmax_inside:
-            labels = nearest_labels(*tiling).astype(self._dtype)
-        else:
+        info, size, shape = self.info, self.info.size, image.shape[:2]
+        planes = resize_as_tested(image, info.resize, info.keep_ratio).transpose(2, 0, 1)
+        height, width = planes.shape[1:]
+        network = self._run_pixels
+        if height < size[0] or width < size[1]:
+            planes, network = self._padded(planes), self._run
+        tiling = network, planes, size, info.stride, self.batch
+        if info.argmax_inside:
+            labels = nearest_labels(*tiling)[:height, :width]
+            return self._labels_of_size(labels, shape)
+        if shape == (height, width):
             labels = np.concatenate([self._argmax(strip) for strip in mean_strips(*tiling)])
-        return np.ascontiguousarray(labels[:height, :width])
+            return np.ascontiguousarray(labels[:height, :width])
+        logits = np.concatenate(list(mean_strips(*tiling)), axis=1)
+        return self._labels_of_size(logits[:, :height, :width], shape)
 
-    def _prepare(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 BGR -> (3, H, W) float32, normalised unless the network does it."""
-        pixels = image.astype(np.float32)
+    def _padded(self, planes: np.ndarray) -> np.ndarray:
+        """Prepare (C, H, W) pixels and pad them until a window fits."""
+        if not self.pad_small_images:
+            refuse_small_image(planes.shape[1:], self.info.size)
+        mean_pixel = self._mean if self.info.preprocessing_inside else 0
+        return pad_to_window(self._prepare(planes[None])[0], self.info.size, mean_pixel)
+
+    def _labels_of_size(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Labels (*shape) of logits (C, h, w) or labels (h, w)."""
+        if self.info.argmax_inside:
+            labels = np.ascontiguousarray(output.astype(self._dtype))
+            if labels.shape == shape:
+                return labels
+            return cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        if output.shape[1:] == shape:
+            return self._argmax(output)
+        # plane by plane: OpenCV 5 takes no more than 128 channels at once
+        size, align = (shape[0], shape[1]), self.info.align_corners
+        return self._argmax(resize_plane(np.ascontiguousarray(p), size, align) for p in output)
+
+    def _prepare(self, images: np.ndarray) -> np.ndarray:
+        """(N, C, h, w) pixels in BGR -> float32, normalised unless the network does it."""
+        pixels = images.astype(np.float32)
         if not self.info.preprocessing_inside:
             pixels = (pixels - self._mean) / self._std
             if self.info.to_rgb:
-                pixels = pixels[:, :, ::-1]
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+                pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels)
+
+    def _run_pixels(self, images: np.ndarray) -> np.ndarray:
+        return self._run(self._prepare(images))
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         output = self.network(images)
         count, _, height, width = images.shape
-        classes = () if self.info.argmax_inside else (len(self.info.classes),)
-        if output.shape != (count, *classes, height, width):
+        planes = () if self.info.argmax_inside else (self.info.num_outputs,)
+        if output.shape != (count, *planes, height, width):
             raise ValueError(
                 f'the network makes {output.shape} of {images.shape}, and by its .json it should '
-                f'make {(count, *classes, height, width)}: they do not belong together; export '
-                'again'
+                f'make {(count, *planes, height, width)}: they do not belong together; export again'
             )
         return output
 
     def _argmax(self, planes: Iterable[np.ndarray]) -> np.ndarray:
-        """Index of the greatest plane at each pixel, the first of equal ones; one at a time."""
+        """Index of the greatest plane at each pixel, the first of equal ones; one at a time.
+
+        Of a single plane with a threshold, 1 where the sigmoid is above it.
+        """
         labels, best = np.empty(0, self._dtype), np.empty(0)
         for index, plane in enumerate(planes):
+            if self.info.threshold is not None:
+                return (plane > logit(self.info.threshold)).astype(self._dtype)
             if not index:
                 labels, best = np.zeros(plane.shape, self._dtype), plane.copy()
                 continue
             np.putmask(labels, plane > best, index)
             np.maximum(best, plane, out=best)
         return labels
+
+
+def logit(share: float) -> float:
+    """What the sigmoid makes ``share`` of."""
+    if not 0 < share < 1:
+        return -math.inf if share <= 0 else math.inf
+    return math.log(share / (1 - share))

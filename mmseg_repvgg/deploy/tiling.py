@@ -6,13 +6,13 @@ the last window of a row or column is shifted back so that it ends at the border
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 Pair = tuple[int, int]  # height, width
-Network = Callable[[np.ndarray], np.ndarray]  # (N, 3, h, w) -> (N, C, h, w) or (N, h, w)
+Network = Callable[[np.ndarray], np.ndarray]  # (N, K, h, w) -> (N, C, h, w) or (N, h, w)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -37,21 +37,37 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def pad_to_window(image: np.ndarray, size: Pair, value: np.ndarray | float = 0) -> np.ndarray:
-    """Pad an image (3, H, W) below and to the right until a window fits; most are left alone.
+    """Pad an image (K, H, W) below and to the right until a window fits; most are left alone.
 
     Args:
         image: Float32.
         size: Of a window.
-        value: Of the new pixels, (3, 1, 1) or a number.
+        value: Of the new pixels, (K, 1, 1) or a number.
     """
-    _, height, width = image.shape
+    channels, height, width = image.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not (below or right):
         return image
-    padded = np.empty((3, height + below, width + right), image.dtype)
+    padded = np.empty((channels, height + below, width + right), image.dtype)
     padded[:] = value
     padded[:, :height, :width] = image
     return padded
+
+
+def refuse_small_image(shape: Sequence[int], size: Pair) -> None:
+    """Raise for an image of ``shape`` (height, width) that is smaller than a window of ``size``.
+
+    Raises:
+        ValueError: With both sizes and what to do.
+    """
+    height, width = shape
+    raise ValueError(
+        f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
+        f'{size[0]}x{size[1]}. mmseg shrinks its windows to the image, which a model of a fixed '
+        f'size cannot: export one for such images with --size {min(height, size[0])} '
+        f'{min(width, size[1])}, or pad them (pad_small_images=True, tools/predict.py '
+        '--pad-small-images), which changes labels near the padding'
+    )
 
 
 def mean_strips(
@@ -64,7 +80,7 @@ def mean_strips(
 
     Args:
         network: Gives logits (N, C, h, w).
-        image: (3, H, W), not smaller than a window.
+        image: (K, H, W), not smaller than a window.
         size: Of a window.
         stride: From one window to the next.
         batch: Windows to a call of the network.

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS
 from torch import Tensor
 
-from mmseg_repvgg.datasets.demo_scenes import compose_scene
 from mmseg_repvgg.deploy.export_graph import logits_of, raw_and_normalised
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
@@ -36,7 +32,7 @@ LIMITS: dict[str, Limits] = {
     # Winograd with large tiles rounds more
     'mnn': Limits(1e-2, 0.995),
 }
-"""By runtime. The pixels that may differ are those whose two best classes are as good as equal."""
+"""By runtime. The pixels that may differ are those whose two best classes are nearly tied."""
 
 
 @dataclass(frozen=True)
@@ -58,39 +54,6 @@ class Match:
         )
 
 
-def sample_image(cfg: Config, size: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """The first test image where the data are there, else a demo scene.
-
-    Args:
-        cfg: The config.
-        size: Height and width the image is resized to.
-
-    Returns:
-        The image (H, W, 3) uint8 in BGR, and what it is.
-    """
-    dataset = dataset_of(cfg)
-    if dataset is not None:
-        return image_of(dataset, 0, size), 'the first test image'
-    scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
-    return _resized(scene[..., ::-1], size), 'a demo scene'
-
-
-def dataset_of(cfg: Config) -> Any:
-    """The test set of a config, or None where its data are not there."""
-    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    has_data = os.path.isdir(dataset_cfg.get('data_root') or '')
-    return DATASETS.build(dataset_cfg) if has_data else None
-
-
-def image_of(dataset: Any, index: int, size: tuple[int, int]) -> np.ndarray:
-    """An image of a test set, resized to ``size`` (height, width): (H, W, 3) uint8 in BGR."""
-    return _resized(dataset[index]['inputs'].permute(1, 2, 0).numpy(), size)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(np.ascontiguousarray(image), size[::-1])
-
-
 def verify(
     path: Path,
     reference: Any,
@@ -98,16 +61,18 @@ def verify(
     name: str,
     tolerance: float | None = None,
     agreement: float | None = None,
+    normalize: Mapping[str, Any] | None = None,
 ) -> list[Match]:
     """Run an exported model in every installed runtime that reads it.
 
     Args:
         path: The model, with its description beside it.
         reference: The segmentor as it was before any rewrite, in eval mode.
-        image: (H, W, 3) uint8 in BGR, of the model's size.
+        image: (H, W, C), in BGR, of the model's size.
         name: What the image is.
-        tolerance: In the place of :attr:`Limits.relative` of every runtime.
-        agreement: In the place of :attr:`Limits.agreement`.
+        tolerance: Instead of :attr:`Limits.relative` of every runtime.
+        agreement: Instead of :attr:`Limits.agreement`.
+        normalize: As of :meth:`Normalisation.of`.
 
     Returns:
         One entry per runtime, all within the limits.
@@ -119,7 +84,7 @@ def verify(
     pixels = as_pixels(image)
     if info.dynamic_batch:  # a batch of two, the second mirrored
         pixels = torch.cat([pixels, pixels.flip(3)])
-    expected, images = expected_and_input(reference, pixels, info)
+    expected, images = expected_and_input(reference, pixels, info, normalize)
     matches = []
     for runtime in readers(info.format):
         match = compare_output(runtime, name, expected, load_runtime(path, runtime)(images), info)
@@ -139,25 +104,33 @@ def verify(
 
 
 def as_pixels(image: np.ndarray) -> Tensor:
-    """(H, W, 3) -> (1, 3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    """(H, W, C) -> (1, C, H, W) float32."""
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None]
 
 
 def expected_and_input(
-    reference: Any, pixels: Tensor, info: ModelDescription
+    reference: Any,
+    pixels: Tensor,
+    info: ModelDescription,
+    normalize: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What PyTorch gives for pixels (N, 3, H, W) uint8 in BGR, and what the exported model takes.
+    """What PyTorch gives for pixels (N, C, H, W) in BGR, and what the exported model takes.
 
     Raises:
         EquivalenceError: If PyTorch gives NaN or infinite logits.
     """
-    _, normalised = raw_and_normalised(reference, pixels)
-    return _logits(reference, normalised), input_of(reference, pixels, info)
+    _, normalised = raw_and_normalised(reference, pixels, normalize)
+    return _logits(reference, normalised), input_of(reference, pixels, info, normalize)
 
 
-def input_of(reference: Any, pixels: Tensor, info: ModelDescription) -> np.ndarray:
-    """What the exported model takes of pixels (N, 3, H, W) uint8 in BGR."""
-    raw, normalised = raw_and_normalised(reference, pixels)
+def input_of(
+    reference: Any,
+    pixels: Tensor,
+    info: ModelDescription,
+    normalize: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """What the exported model takes of pixels (N, C, H, W) in BGR."""
+    raw, normalised = raw_and_normalised(reference, pixels, normalize)
     return (raw if info.preprocessing_inside else normalised).cpu().numpy()
 
 
@@ -179,12 +152,20 @@ def compare_output(
     """Compare what a runtime gave with PyTorch's logits (N, classes, H, W)."""
     labels, relative = output, None
     if not info.argmax_inside:
-        labels = output.argmax(1)
+        labels = labels_of(output, info)
         scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
         gap = np.nan_to_num(np.abs(output - expected), nan=np.inf).max()
         relative = float(gap) / scale
-    agreement = float((labels == expected.argmax(1)).mean())
+    agreement = float((labels == labels_of(expected, info)).mean())
     return Match(runtime, image, info.size, relative, agreement)
+
+
+def labels_of(logits: np.ndarray, info: ModelDescription) -> np.ndarray:
+    """Class indices (N, H, W) of logits (N, classes, H, W)."""
+    if info.threshold is None:
+        return logits.argmax(1)
+    with np.errstate(over='ignore'):
+        return (1 / (1 + np.exp(-logits[:, 0])) > info.threshold).astype(np.int64)
 
 
 def _require(match: Match, tolerance: float, agreement: float) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from mmseg_repvgg.deploy.export_graph import INPUT
+from mmseg_repvgg.deploy.model_description import weight_files
 
 OPSET = 18
 """What PyTorch's exporter writes without conversion; all runtimes here and TensorRT read it."""
@@ -38,6 +39,8 @@ def write_onnx(program: ExportedProgram, path: Path, output: str) -> None:
             verbose=False,
         )
         assert written is not None
+        for node in written.model.graph.all_nodes():
+            node.metadata_props.clear()  # the exporter's notes, with paths of this machine
         written.save(path, external_data=size > LARGEST_FILE)
 
 
@@ -52,7 +55,7 @@ def write_openvino(program: ExportedProgram, path: Path, output: str) -> None:
     model = openvino.Core().read_model(str(source))
     openvino.save_model(model, str(path), compress_to_fp16=False)
     del model  # it maps the file
-    source.unlink()
+    _remove(source)
 
 
 def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
@@ -76,11 +79,14 @@ def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
     )
     if done.returncode or not path.is_file():
         raise RuntimeError(f'MNN cannot convert the network: {(done.stdout + done.stderr)[-2000:]}')
-    source.unlink()
+    _remove(source)
 
 
 def write_torch(program: ExportedProgram, path: Path, output: str) -> None:
     """Write a program of ``torch.export``; its output has no name."""
+    for node in program.graph.nodes:
+        for note in ('stack_trace', 'nn_module_stack', 'source_fn_stack'):  # paths of this machine
+            node.meta.pop(note, None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.export.save(program, path)
@@ -93,6 +99,11 @@ WRITERS: dict[str, Callable[[ExportedProgram, Path, str], None]] = {
     'torch': write_torch,
 }
 """By format: write a graph to a path, naming the output."""
+
+
+def _remove(model: Path) -> None:
+    for file in (model, *weight_files(model)):
+        file.unlink(missing_ok=True)
 
 
 def _require(*packages: str) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def in_threads(run):
 def wrong(run):
     """How many results of threads are not those of calls one after the other."""
     expected = [run(image) for image in IMAGES]
-    assert all((one != two).any() for one, two in zip(expected, expected[1:], strict=False))
+    assert all((one != two).any() for one, two in pairwise(expected))
     results = in_threads(run)
     pairs = [
         (found, right) for all_, right in zip(results, expected, strict=True) for found in all_

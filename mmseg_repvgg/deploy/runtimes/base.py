@@ -37,7 +37,7 @@ class Runtime(ABC):
         return _load, (type(self), self.path, self.info, self.threads, self._options)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Run the network on images (N, 3, *info.size) float32, for any N.
+        """Run the network on images (N, channels, *info.size) float32, for any N.
 
         :class:`ModelDescription` says what the images hold and what comes out. A model of fixed
         batch runs once per image.
@@ -52,7 +52,7 @@ class Runtime(ABC):
                 'it are in the parent only: load it in each worker process, or start the workers '
                 "with multiprocessing.get_context('spawn')"
             )
-        expected = (3, *self.info.size)
+        expected = (self.info.channels, *self.info.size)
         if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(
                 f'images of shape {images.shape} do not fit {self.path}, which takes (N, '
@@ -78,6 +78,6 @@ class Runtime(ABC):
 
 
 def _load(
-    kind: type[Runtime], path: Path, info: ModelDescription, threads: Any, options: Any
-) -> Any:
+    kind: type[Runtime], path: Path, info: ModelDescription, threads: int | None, options: Any
+) -> Runtime:
     return kind(path, info, threads, **options)

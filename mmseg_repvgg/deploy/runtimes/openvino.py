@@ -45,6 +45,5 @@ class OpenVinoRuntime(Runtime):
         """As :meth:`Runtime.run`."""
         if not hasattr(self.requests, 'own'):
             self.requests.own = self.model.create_infer_request()
-        return np.array(
-            self.requests.own.infer([images])[0]
-        )  # a copy: the next call writes to the same place
+        # a copy: the next call writes to the same place
+        return np.array(self.requests.own.infer([images])[0])
