@@ -50,7 +50,8 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 
 def temporary_folder(folder: Path) -> str:
     """The beginning of the name of a temporary folder in another, which :func:`sweep` knows."""
-    return str(folder / _temporary_name(suffix='-'))
+    # absolute: tempfile would look for a relative one in the system's folder of temporary files
+    return os.path.abspath(folder / _temporary_name(suffix='-'))
 
 
 def _temporary_name(stem: str = '', suffix: str = '') -> str:

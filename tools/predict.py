@@ -1,7 +1,8 @@
 """Segment an image, a folder or a video: ``python tools/predict.py b2.onnx images out``.
 
 Of an image NAME.* OUT gets NAME.png, the index of the class of each pixel, and NAME_overlay.jpg; of
-a video NAME_overlay.mp4. Exit code 1 means that something could not be read.
+a video NAME_overlay.mp4. Exit code 1 means that something could not be segmented: each such file is
+listed.
 """
 
 import argparse
@@ -25,9 +26,16 @@ def main() -> None:
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of the colours in overlays (%(default)s)'
     )
+    parser.add_argument(
+        '--pad-small-images',
+        action='store_true',
+        help='pad images smaller than the windows of the model instead of refusing them',
+    )
     args = parser.parse_args()
     with user_errors('predict'):
-        segmenter = Segmenter(args.model, args.runtime, args.threads)
+        segmenter = Segmenter(
+            args.model, args.runtime, args.threads, pad_small_images=args.pad_small_images
+        )
         report = predict(segmenter, args.input, args.out, args.opacity)
     print(report)
     raise SystemExit(1 if report.failures else 0)

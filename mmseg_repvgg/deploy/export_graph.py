@@ -50,7 +50,8 @@ class Normalisation:
         # by its name in either family; mmseg turns round three channels only
         names = ('channel_conversion', '_channel_conversion')
         to_rgb = channels == 3 and any(getattr(preprocessor, name, False) for name in names)
-        mean, std = (0.0,), (1.0,)
+        mean: tuple[float, ...] = (0.0,)
+        std: tuple[float, ...] = (1.0,)
         if preprocessor._enable_normalize:
             mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
         if normalize is not None:
@@ -124,8 +125,9 @@ def threshold_of(model: Any) -> float | None:
     """Above which sigmoid a head of one channel says 1; None where there is a channel a class."""
     if getattr(model, 'out_channels', 2) != 1:
         return None
-    head = model.decode_head
-    return float((head[-1] if isinstance(head, nn.ModuleList) else head).threshold)
+    heads: Any = model.decode_head
+    head: Any = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+    return float(head.threshold)
 
 
 def logits_of(model: Any, images: Tensor) -> Tensor:

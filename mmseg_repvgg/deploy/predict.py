@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from os.path import isfile  # False for a name that is too long
 from pathlib import Path
 
 import cv2
@@ -15,17 +17,25 @@ from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.deploy import images, video
 from mmseg_repvgg.deploy.segmenter import Segmenter
 
+LARGEST_JPEG = 65_500  # pixels a side
+
+LOST_FRAMES = 0.01
+"""Share of the frames that a video's header may count too many before it is taken for broken off;
+headers estimate."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 @dataclass
 class Report:
     """What :func:`predict` did."""
 
     written: list[Path] = field(default_factory=list)  # an overlay each
-    failures: list[str] = field(default_factory=list)  # what could not be read, and why
+    failures: list[str] = field(default_factory=list)  # what was not segmented, and why
     note: str = ''
 
     def __str__(self) -> str:
-        failed = [f'not read: {failure}' for failure in self.failures]
+        failed = [f'failed: {failure}' for failure in self.failures]
         done = f'{len(self.written)} of {len(self.written) + len(self.failures)} done'
         return '\n'.join([*failed, f'{done}{self.note}'])
 
@@ -33,9 +43,10 @@ class Report:
 def predict(segmenter: Segmenter, source: Path, out: Path, opacity: float = 0.5) -> Report:
     """Segment an image, all images of a folder and its subfolders, or a video.
 
-    ``a/b.jpg`` of a folder becomes ``a/b.png``, the label map, and ``a/b_overlay.jpg``; two images
-    that differ only in their suffix keep it: ``a/b.jpg.png``. A video becomes an overlay video.
-    An image that cannot be read is skipped and reported. Progress is shown on a terminal.
+    ``a/b.jpg`` of a folder becomes ``a/b.png``, the label map, and ``a/b_overlay.jpg``; images that
+    would get the same names keep their suffix: ``a/b.jpg.png``. A video becomes an overlay video.
+    An image that cannot be segmented is reported, and the others go on. No image that is there is
+    overwritten but results of an earlier call. Progress is shown on a terminal.
 
     Args:
         segmenter: The model.
@@ -47,7 +58,7 @@ def predict(segmenter: Segmenter, source: Path, out: Path, opacity: float = 0.5)
         FileNotFoundError: If there is no such source.
         ValueError: If there are no images in the folder, the video cannot be read, or on a wrong
             argument.
-        OSError: If something cannot be written.
+        OSError: If nothing can be written.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f'opacity={opacity} must be from 0 to 1')
@@ -60,54 +71,103 @@ def predict(segmenter: Segmenter, source: Path, out: Path, opacity: float = 0.5)
     folder = source if source.is_dir() else source.parent
     if folder.resolve() == out.resolve():
         raise ValueError(f'OUT {out} holds the images themselves; give another folder')
-    files = find_images(source, out) if source.is_dir() else [source]
-    return _predict_images(segmenter, files, folder, out, opacity)
+    if not source.is_dir():
+        return _predict_images(segmenter, [source], folder, out, opacity)
+    files, results = find_images(source, out)
+    report = _predict_images(segmenter, files, folder, out, opacity)
+    if results:
+        report.note += f'; {results} results of an earlier call in {source} were passed over'
+    return report
 
 
-def find_images(folder: Path, out: Path) -> list[Path]:
-    """The images in a folder and its subfolders, sorted, without those in ``out`` and hidden ones.
+def find_images(folder: Path, out: Path) -> tuple[list[Path], int]:
+    """The images in a folder and its subfolders, sorted, and how many results were passed over.
+
+    Hidden files are left out, and what lies in ``out`` if that is within the folder. Results of an
+    earlier call, a label map with an overlay next to it, are passed over.
 
     Raises:
         ValueError: If there are none.
     """
-    written = out.resolve()
-    found = [
+    written, inside = out.resolve(), folder.resolve() in out.resolve().parents
+    images_ = [
         path
         for path in sorted(folder.rglob('*'))
         if path.suffix.lower() in images.SUFFIXES
         and path.is_file()
         and not path.name.startswith('.')
-        and written not in path.resolve().parents
+        and not (inside and written in path.resolve().parents)
     ]
+    found = [path for path in images_ if not _is_result(path)]
     if not found:
         raise ValueError(f'{folder} holds no images: {", ".join(images.SUFFIXES)}')
-    return found
+    return found, len(images_) - len(found)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether an image is one of the pair that a call wrote."""
+    base = path.with_name(path.stem.removesuffix('_overlay'))
+    if path.stem.endswith('_overlay'):
+        return isfile(base.with_name(f'{base.name}.png'))
+    overlays = (base.with_name(f'{base.name}_overlay{suffix}') for suffix in ('.jpg', '.png'))
+    return path.suffix == '.png' and any(map(isfile, overlays))
 
 
 def _predict_images(
     segmenter: Segmenter, files: Sequence[Path], folder: Path, out: Path, opacity: float
 ) -> Report:
     report = Report()
-    names = Counter(path.with_suffix('') for path in files)
-    for path in tqdm(files, unit='image', disable=None):
+    for path, target in tqdm(_targets(files, folder, out), unit='image', disable=None):
         try:
-            image = images.read_image(path)
-        except (ValueError, OSError) as error:
-            report.failures.append(str(error))
-            continue
-        labels = segmenter(image)
-        name = path.stem if names[path.with_suffix('')] == 1 else path.name
-        target = out / path.relative_to(folder).parent / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(target.with_name(f'{name}.png'), labels)
-        overlay = target.with_name(f'{name}_overlay.jpg')
-        _write(overlay, segmenter.overlay(image, labels, opacity))
-        report.written.append(overlay)
+            report.written.append(_predict_image(segmenter, path, target, opacity))
+        except (ValueError, OSError, RuntimeError, MemoryError, cv2.error) as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise  # the others would fail too
+            text = str(error)
+            report.failures.append(text if str(path) in text else f'{path}: {text}')
     return report
+
+
+def _targets(files: Sequence[Path], folder: Path, out: Path) -> list[tuple[Path, Path]]:
+    """Of each image the path of its results without suffix, which no other image has."""
+    targets = [out / path.relative_to(folder).with_suffix('') for path in files]
+    for full in (False, True):
+        # on file systems that do not tell a from A
+        counts = Counter(str(name).lower() for target in targets for name in _names(target))
+        for index, (path, target) in enumerate(zip(files, targets, strict=True)):
+            if any(counts[str(name).lower()] > 1 for name in _names(target)):
+                name = f'{path.name}.{index}' if full else path.name
+                targets[index] = target.with_name(name)
+    return list(zip(files, targets, strict=True))
+
+
+def _names(target: Path) -> tuple[Path, Path]:
+    return target.with_name(f'{target.name}.png'), target.with_name(f'{target.name}_overlay')
+
+
+def _predict_image(segmenter: Segmenter, path: Path, target: Path, opacity: float) -> Path:
+    """Write label map and overlay of an image; the path of the latter."""
+    image = segmenter.read(path)
+    labels = segmenter(image)
+    suffix = '.jpg' if max(image.shape[:2]) <= LARGEST_JPEG else '.png'
+    overlay = target.with_name(f'{target.name}_overlay{suffix}')
+    label_map = target.with_name(f'{target.name}.png')
+    for file in (overlay, label_map):
+        if file.resolve() == path.resolve() or (file.exists() and not _is_result(file)):
+            raise ValueError(
+                f'{path}: its result {file} would overwrite a file that is not the result of an '
+                'earlier call; move that, or give another OUT folder'
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(overlay, segmenter.overlay(image, labels, opacity))
+    _write(label_map, labels)
+    return overlay
 
 
 def _predict_video(segmenter: Segmenter, source: Path, out: Path, opacity: float) -> Report:
     target = out / f'{source.stem}_overlay{video.suffix_to_write()}'
+    if target.resolve() == source.resolve():
+        raise ValueError(f'{target} would overwrite the video itself; give another OUT folder')
     out.mkdir(parents=True, exist_ok=True)
     with video.read_video(source) as opened:
 
@@ -115,9 +175,12 @@ def _predict_video(segmenter: Segmenter, source: Path, out: Path, opacity: float
             for frame in tqdm(opened.frames, total=opened.count, unit='frame', disable=None):
                 yield segmenter.overlay(frame, segmenter(frame), opacity)
 
-        count = video.write_video(target, overlays(), opened.rate)
-        of = f' of {opened.count}' if opened.count else ''
-    return Report(written=[target], note=f': {count}{of} frames')
+        count, expected = video.write_video(target, overlays(), opened.rate), opened.count
+    frames = f'{count} of {expected} frames' if expected else f'{count} frames'
+    if expected and count < expected * (1 - LOST_FRAMES) - 1:
+        failure = f'{source} breaks off: {frames} could be read; {target} holds those'
+        return Report(failures=[failure])
+    return Report(written=[target], note=f': {frames}')
 
 
 def _write(path: Path, image: np.ndarray) -> None:

@@ -168,14 +168,14 @@ class Segmenter:
         return self._labels_of_size(output, shape)
 
     def _sliding(self, image: np.ndarray) -> np.ndarray:
-        assert self.info.stride is not None
-        info, size, shape = self.info, self.info.size, image.shape[:2]
+        info, size, shape, stride = self.info, self.info.size, image.shape[:2], self.info.stride
+        assert stride is not None
         planes = resize_as_tested(image, info.resize, info.keep_ratio).transpose(2, 0, 1)
         height, width = planes.shape[1:]
         network = self._run_pixels
         if height < size[0] or width < size[1]:
             planes, network = self._padded(planes), self._run
-        tiling = network, planes, size, info.stride, self.batch
+        tiling = network, planes, size, stride, self.batch
         if info.argmax_inside:
             labels = nearest_labels(*tiling)[:height, :width]
             return self._labels_of_size(labels, shape)

@@ -39,7 +39,7 @@ def described(folder: Path, **info) -> Path:
 
 
 class FakeNetwork:
-    """Calls ``function`` on (N, 3, h, w) and keeps what it was called with."""
+    """Calls ``function`` on (N, C, h, w) and keeps what it was called with."""
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], **info) -> None:
         self.function = function
@@ -49,7 +49,7 @@ class FakeNetwork:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.float32
         assert images.flags.c_contiguous
-        assert images.shape[1:] == (3, *self.info.size)
+        assert images.shape[1:] == (self.info.channels, *self.info.size)
         self.inputs.append(images)
         return self.function(images)
 

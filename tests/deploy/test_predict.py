@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,72 @@ def test_results_in_the_folder_are_not_taken_for_images(segmenter, folder):
         assert len(predict(segmenter, folder, folder / 'out').written) == 4
 
 
+def test_results_of_another_folder_in_the_source_are_not_taken_for_images(segmenter, folder):
+    predict(segmenter, folder, folder / 'out1')
+    report = predict(segmenter, folder, folder / 'out2')
+    assert len(report.written) == 4
+    assert '8 results of an earlier call' in str(report)
+
+
+def test_the_folder_above_the_images(segmenter, folder):
+    assert len(predict(segmenter, folder, folder.parent).written) == 4
+    assert np.array_equal(cv2.imread(str(folder.parent / 'a.png'), -1), blocks(0).argmax(2))
+
+
+def test_no_image_is_overwritten(segmenter, tmp_path):
+    """``x/x/a.png`` would become ``x/a.png``, which is an image too."""
+    inner = tmp_path / 'x' / 'x'
+    inner.mkdir(parents=True)
+    for seed, path in enumerate((inner / 'a.png', inner / 'b.png', inner.parent / 'a.png')):
+        cv2.imwrite(str(path), blocks(seed))
+    before = (inner.parent / 'a.png').read_bytes()
+    for _ in range(2):  # results are overwritten
+        report = predict(segmenter, inner, inner.parent)
+        assert [path.name for path in report.written] == ['b_overlay.jpg']
+        assert 'would overwrite a file that is not the result' in report.failures[0]
+    assert (inner.parent / 'a.png').read_bytes() == before
+    assert not (inner.parent / 'a_overlay.jpg').exists()
+
+
+def test_all_images_have_results_of_their_own(segmenter, tmp_path):
+    """The label map of ``a.jpg.png``, alone with that stem, would be that of ``a.jpg``."""
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for name in ('a.jpg', 'a.png', 'a.jpg.png', 'A.bmp'):
+        cv2.imwrite(str(folder / name), blocks(0))
+    report = predict(segmenter, folder, tmp_path / 'out')
+    assert len(set(report.written)) == 4
+    names = [name.lower() for name in written(tmp_path / 'out')]
+    assert len(set(names)) == len(names) == 8
+
+
+def test_an_image_that_cannot_be_segmented_does_not_end_the_run(folder, tmp_path):
+    cv2.imwrite(str(folder / 'a.png'), blocks(0, 48))
+    long = 'z' * 236 + '.png'  # with .png or _overlay.jpg a name of at most 255 bytes
+    cv2.imwrite(str(folder / long), blocks(1))
+    cv2.imwrite(str(folder / ('z' * 250 + '.png')), blocks(1))  # the overlay's is too long
+
+    def picky(images):
+        if images.shape[0] > 9:
+            raise RuntimeError('out of memory')
+        return images
+
+    report = predict(
+        Segmenter(FakeNetwork(picky, stride=(8, 12)), batch=100), folder, tmp_path / 'out'
+    )
+    assert [failure.partition(': ')[2] for failure in report.failures][:1] == ['out of memory']
+    assert len(report.failures) == 2
+    assert 'z' * 250 in report.failures[1]
+    assert len(report.written) == 4
+    assert (tmp_path / 'out' / long).is_file()
+
+
+def test_a_panorama_is_wider_than_jpeg_allows(segmenter, tmp_path):
+    cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((12, 66_000, 3), np.uint8))
+    predict(segmenter, tmp_path / 'wide.png', tmp_path / 'out')
+    assert written(tmp_path / 'out') == ['wide.png', 'wide_overlay.png']
+
+
 def test_a_single_image(segmenter, folder, tmp_path):
     report = predict(segmenter, folder / 'b.jpg', tmp_path / 'out')
     assert written(tmp_path / 'out') == ['b.png', 'b_overlay.jpg']
@@ -156,6 +223,15 @@ def test_a_video_that_fails_half_way_is_not_left(tmp_path):
     assert written(tmp_path / 'out') == []
 
 
+def test_a_video_that_breaks_off_is_a_failure(segmenter, tmp_path):
+    source = make_video(tmp_path / 'street.avi', 20)
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) // 2])
+    report = predict(segmenter, source, tmp_path / 'out')
+    assert re.search(r'street.avi breaks off: \d+ of 20 frames could be read', report.failures[0])
+    assert written(tmp_path / 'out') == ['street_overlay.mp4']  # what there was
+
+
 def test_videos_that_cannot_be_read(segmenter, tmp_path):
     (tmp_path / 'x.mp4').write_bytes(b'no video')
     with pytest.raises(ValueError, match=r'x\.mp4 is not a video that OpenCV reads'):
@@ -210,7 +286,7 @@ def test_the_tool_imports_nothing_heavy_and_tells_success_by_its_exit_code(folde
     (folder / 'broken.png').write_bytes(b'nothing')
     code, heavy, lines = call('x.onnx', folder / 'broken.png', 'bad', cwd=folder.parent)
     assert (code, heavy) == (1, [])
-    assert lines[0].startswith(f'not read: {folder / "broken.png"} is not an image')
+    assert lines[0].startswith(f'failed: {folder / "broken.png"} is not an image')
     assert lines[1:] == ['0 of 1 done']
     code, _, _ = call('x.onnx', 'nowhere', 'out', cwd=folder.parent)
     assert code == 'predict: error: nowhere not found; give an image, a folder or a video'
