@@ -1,4 +1,4 @@
-"""What training costs: our block and backbone compared with mmpretrain's, in time and in memory kept.
+"""What training costs, in time and memory kept: our block and backbone compared with mmpretrain's.
 
 A timed call is a few training steps one after the other: a step after a pause, while another model
 had the machine, takes up to twice the time of one within a training.
