@@ -96,3 +96,24 @@ def test_labels_are_evaluated_on_whole_images_only(segmentor, tmp_path, pytorch_
     replace(info, size=(32, 32)).write(path)
     with pytest.raises(ValueError, match=r'shape \(1, 3, 64, 128\) do not fit .* 3, 32, 32\)'):
         evaluate(configured(cfg, tmp_path / 'd'), path, 'torch')
+
+
+@pytest.mark.parametrize('options', [dict(tta=True), dict(launcher='pytorch')])
+def test_what_an_exported_model_cannot_do_is_refused(segmentor, tmp_path, options):
+    with pytest.raises(ValueError, match='--runtime goes with neither --tta nor --launcher'):
+        evaluate(configured(segmentor[0], tmp_path), tmp_path / 'm.onnx', 'onnxruntime', **options)
+
+
+def test_images_that_the_pipeline_normalises(segmentor, tmp_path, pytorch_miou):
+    cfg = configured(segmentor[0], tmp_path / 'n')
+    given = cfg.model.data_preprocessor
+    cfg.data_preprocessor = cfg.model.data_preprocessor = dict(type='SegDataPreProcessor')
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    normalize = dict(type='Normalize', mean=given.mean, std=given.std, to_rgb=True)
+    cfg.test_dataloader.dataset.pipeline = [*pipeline[:-1], normalize, pipeline[-1]]
+    pixels = Options(SIZE, preprocessing=True)
+    inside = export(cfg, segmentor[2], tmp_path / 'p.pt2', options=pixels).path
+    path = export(cfg, segmentor[2], tmp_path / 'm.pt2', options=Options(SIZE)).path
+    with pytest.raises(ValueError, match='the config normalises images in the test pipeline; exp'):
+        evaluate(Config(cfg.to_dict()), inside, 'torch')
+    assert abs(evaluate(cfg, path, 'torch')['mIoU'] - pytorch_miou()) < ALLOWED

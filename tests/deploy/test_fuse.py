@@ -192,3 +192,57 @@ def test_a_classifiers_weights_from_other_code_fuse_as_they_come(tmp_path, form,
     fused = MODELS.build(Config.fromfile(report.config).model)
     fused.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'])
     assert compare(model, fused, torch.randn(1, 3, 64, 64)).max_rel < 5e-5
+
+
+def test_a_data_preprocessor_at_the_top_goes_into_the_model(trained, tmp_path):
+    """As mmengine's Runner does it."""
+    cfg, _, checkpoint = trained
+    cfg.model.data_preprocessor.update(mean=[100.0] * 3, std=[50.0] * 3)
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=1)
+    assert report.num_images == 1
+    deployed = Config.fromfile(report.config)
+    assert 'data_preprocessor' not in deployed
+    assert deployed.model.data_preprocessor.mean == [100.0] * 3
+
+
+def test_types_that_are_classes_are_written_as_names(trained, tmp_path):
+    """As in mmengine's Python configs, where a type is an imported class."""
+    from mmseg.datasets import CityscapesDataset
+    from mmseg.models import EncoderDecoder, PSPHead, SegDataPreProcessor
+
+    from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
+    from mmseg_repvgg.models import DilatedRepVGG
+
+    cfg, model, checkpoint = trained
+    cfg.model.type, cfg.model.data_preprocessor.type = EncoderDecoder, SegDataPreProcessor
+    cfg.model.backbone.type, cfg.model.decode_head.type = DilatedRepVGG, PSPHead
+    cfg.test_dataloader.dataset.type = CityscapesDataset
+    cfg.custom_hooks = [dict(type=RepVGGDeployHook)]
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=1)
+    deployed = Config.fromfile(report.config)
+    assert deployed.custom_hooks == []
+    assert deployed.model.of.endswith('.EncoderDecoder')
+    fused = MODELS.build(deployed.model)
+    fused.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'])
+    assert type(fused) is EncoderDecoder
+    assert compare(model, fused, torch.randn(1, 3, 77, 91)).max_rel < 5e-5
+
+
+def test_a_list_of_initial_weights_is_replaced_by_the_checkpoint(trained, tmp_path):
+    cfg, _, checkpoint = trained
+    cfg.model.backbone.init_cfg = [
+        dict(type='Kaiming', layer='Conv2d'),
+        dict(type='Pretrained', checkpoint='nowhere.pth'),
+    ]
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=0)
+    assert 'nowhere' not in report.config.read_text()
+
+
+def test_the_first_view_of_a_test_time_augmentation_is_compared(trained, tmp_path):
+    cfg, _, checkpoint = trained
+    flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)]
+    views = dict(type='TestTimeAug', transforms=[flips, [dict(type='PackSegInputs')]])
+    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), views]
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=1)
+    assert report.num_images == 1
