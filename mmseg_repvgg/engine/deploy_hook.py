@@ -96,6 +96,7 @@ class RepVGGDeployHook(Hook):
 
     def _shadow(self, runner: Runner, step: str) -> None:
         """Put a function before a method of the model; it takes itself away when it is called."""
+        _refuse_shards(runner.model)
         model, hidden = runner.model, vars(runner.model).get(step)
         if hasattr(hidden, 'is_of_deploy_hook'):
             return  # the hook is registered twice, or an exception came before the step
@@ -113,7 +114,6 @@ class RepVGGDeployHook(Hook):
         setattr(model, step, run_deployed)
 
     def _make_deployed(self, runner: Runner, data_batch: Any) -> nn.Module:
-        _refuse_shards(runner.model)
         model = _unwrap(runner.model)
         names = default_names(model, compared=True) if self.rewrites is None else self.rewrites
         deployed, counts = deployed_copy(model, names)

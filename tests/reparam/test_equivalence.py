@@ -124,8 +124,11 @@ def cudnn_of_ampere(monkeypatch):
             x, weight = round_to_tf32(x), round_to_tf32(weight)
         return conv2d(x, weight, *args, **kwargs)
 
-    assert torch.backends.cudnn.conv.fp32_precision == 'tf32'  # PyTorch's default
     monkeypatch.setattr(nn.functional, 'conv2d', in_tf32)
+    before = torch.backends.cudnn.conv.fp32_precision  # tf32, unless another test has changed it
+    torch.backends.cudnn.conv.fp32_precision = 'tf32'
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
 
 
 def test_models_are_compared_without_tf32_and_autocast(cudnn_of_ampere, monkeypatch):
