@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument('input', type=Path, help='image, folder of images, or video')
     parser.add_argument('out', type=Path, help='folder to write to')
     parser.add_argument('--runtime', help='what runs the model (by default what reads the file)')
+    parser.add_argument('--device', help="where the runtime computes: 'cuda' (by default the CPU)")
     parser.add_argument('--threads', type=int, help='of the runtime')
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of the colours in overlays (%(default)s)'
@@ -34,7 +35,11 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors('predict'):
         segmenter = Segmenter(
-            args.model, args.runtime, args.threads, pad_small_images=args.pad_small_images
+            args.model,
+            args.runtime,
+            args.threads,
+            pad_small_images=args.pad_small_images,
+            device=args.device,
         )
         report = predict(segmenter, args.input, args.out, args.opacity)
     print(report)

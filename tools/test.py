@@ -22,9 +22,8 @@ def main() -> None:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or exported model')
-    parser.add_argument(
-        '--runtime', choices=list(RUNTIMES), help='what runs the exported model, on the CPU'
-    )
+    parser.add_argument('--runtime', choices=list(RUNTIMES), help='what runs the exported model')
+    parser.add_argument('--device', help="where the runtime computes: 'cuda' (by default the CPU)")
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
@@ -51,7 +50,7 @@ def main() -> None:
     with user_errors('test'):
         cfg = launch.load_config(args.config, args.cfg_options)
         if args.runtime:
-            test_exported(cfg, args.checkpoint, args.runtime, **options)
+            test_exported(cfg, args.checkpoint, args.runtime, args.device, **options)
         else:
             launch.test(cfg, args.checkpoint, **options)
 

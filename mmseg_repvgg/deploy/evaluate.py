@@ -36,6 +36,7 @@ class ExportedModel(BaseSegmentor):
         align_corners: Of the resize to the size of the truth, as the decode head's.
         runtime: As in :func:`load_runtime`.
         threads: As in :func:`load_runtime`.
+        device: Where the runtime computes; None: on the CPU.
         batch: How many windows go into one call at most.
         test_padding: ``test_cfg`` of mmseg's ``SegDataPreProcessor``.
         normalised: The test pipeline normalises images.
@@ -51,11 +52,12 @@ class ExportedModel(BaseSegmentor):
         align_corners: bool,
         runtime: str | None = None,
         threads: int | None = None,
+        device: str | None = None,
         batch: int = 8,
         test_padding: dict | None = None,
         normalised: bool = False,
     ) -> None:
-        loaded = load_runtime(path, runtime, threads)
+        loaded = load_runtime(path, runtime, threads, device=device or 'cpu')
         info = loaded.info
         if info.argmax_inside and info.stride:
             raise ValueError(
@@ -122,7 +124,11 @@ class ExportedModel(BaseSegmentor):
 
 
 def test_exported(
-    cfg: Config, path: str | Path, runtime: str | None = None, **options: Any
+    cfg: Config,
+    path: str | Path,
+    runtime: str | None = None,
+    device: str | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Evaluate an exported model on the config's test set.
 
@@ -130,6 +136,7 @@ def test_exported(
         cfg: The config of the checkpoint that was exported.
         path: The exported file.
         runtime: As in :func:`load_runtime`.
+        device: Where the runtime computes; None: on the CPU.
         **options: As of :func:`mmseg_repvgg.engine.launch.test`.
 
     Returns:
@@ -151,6 +158,7 @@ def test_exported(
         path=str(path),
         align_corners=last.get('align_corners', False),  # mmseg's default
         runtime=runtime,
+        device=device,
         test_padding=preprocessor.get('test_cfg'),
         normalised=_pipeline_normalises(cfg),
     )

@@ -61,6 +61,7 @@ class Segmenter:
         runtime: Name of the runtime; by default one that reads the file. Only for a file.
         threads: As many as the runtime uses. Only for a file.
         batch: Windows run at once, where the network takes more than one.
+        device: Where the runtime computes, as :func:`.load_runtime`: ``'cuda'``. Only for a file.
         pad_small_images: Pad images smaller than a window instead of refusing them. Near the
             padding the labels are not those of mmseg.
 
@@ -76,15 +77,17 @@ class Segmenter:
         threads: int | None = None,
         batch: int = 4,
         pad_small_images: bool = False,
+        device: str | None = None,
     ) -> None:
         if isinstance(model, (str, Path)):
             from mmseg_repvgg.deploy.runtimes import load_runtime
 
-            self.network: Network = load_runtime(model, runtime, threads)
-        elif runtime is not None or threads is not None:
+            options = {} if device is None else dict(device=device)
+            self.network: Network = load_runtime(model, runtime, threads, **options)
+        elif any(value is not None for value in (runtime, threads, device)):
             raise ValueError(
-                f'runtime={runtime!r} and threads={threads!r} act on a file that is loaded, not on '
-                'a network that is loaded already'
+                f'runtime={runtime!r}, threads={threads!r} and device={device!r} act on a file '
+                'that is loaded, not on a network that is loaded already'
             )
         else:
             self.network = model

@@ -81,6 +81,27 @@ def test_a_damaged_file_is_named(tmp_path, runtime):
         load_runtime(path, runtime)
 
 
+@pytest.mark.parametrize(
+    ('runtime', 'device', 'text'),
+    [
+        ('onnxruntime', 'tpu', "device='tpu' must be one of cpu, cuda"),
+        ('mnn', 'cuda', "device='cuda': MNN is run on 'cpu' only"),
+    ],
+)
+def test_a_device_that_a_runtime_lacks_is_named(tmp_path, runtime, device, text):
+    path = described(tmp_path, format=RUNTIMES[runtime].formats[0])
+    with pytest.raises(ValueError, match=text):
+        load_runtime(path, runtime, device=device)
+
+
+def test_cuda_without_cuda_is_refused(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    if 'CUDAExecutionProvider' in onnxruntime.get_available_providers():
+        pytest.skip('this machine has it')
+    with pytest.raises(ValueError, match='pip install onnxruntime-gpu'):
+        load_runtime(described(tmp_path, format='onnx'), 'onnxruntime', device='cuda')
+
+
 def test_mnns_option_is_checked(tmp_path):
     path = described(tmp_path, format='mnn')
     with pytest.raises(ValueError, match=r'winograd_level=7 must be one of \(0, 1, 2, 3\)'):

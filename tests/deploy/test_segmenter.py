@@ -368,8 +368,8 @@ def test_a_file_is_loaded_by_its_runtime(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ('info', 'options', 'text'),
     [
-        ({}, dict(runtime='mnn'), "runtime='mnn' and threads=None act on a file"),
-        ({}, dict(threads=2), 'threads=2 act on a file'),
+        ({}, dict(runtime='mnn'), "runtime='mnn', threads=None and device=None act on a file"),
+        ({}, dict(threads=2), 'threads=2 and device=None act on a file'),
         ({}, dict(batch=0), 'batch=0 must be at least 1'),
         (dict(stride=(8, 13)), {}, 'stride of 13 pixels must be at least 1 and at most'),
     ],

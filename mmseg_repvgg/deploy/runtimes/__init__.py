@@ -41,7 +41,8 @@ def load_runtime(
         path: The file that tools/export.py wrote.
         runtime: One of :data:`RUNTIMES`; by default the first installed that reads the file.
         threads: How many threads a call uses; None: as many as the runtime sees fit.
-        **options: Of the runtime's class: ``winograd_level`` of MNN.
+        **options: Of the runtime's class: ``device``, by default ``'cpu'``; ``winograd_level`` of
+            MNN.
 
     Returns:
         What takes images and has an ``info``.

@@ -28,12 +28,13 @@ class MnnRuntime(Runtime):
         path: The .mnn file.
         info: What was written beside it.
         threads: As :class:`Runtime`; None: one per CPU.
+        device: ``'cpu'``, the only one here.
         winograd_level: How large Winograd's tiles may be: 0 without Winograd, 1 small tiles, whose
             rounding is that of a direct convolution, 3 (MNN's default) large tiles, which are
             faster and round more.
 
     Raises:
-        ValueError: If ``winograd_level`` is none of those.
+        ValueError: If ``device`` or ``winograd_level`` is none of those.
     """
 
     def __init__(
@@ -41,9 +42,12 @@ class MnnRuntime(Runtime):
         path: Path,
         info: ModelDescription,
         threads: int | None = None,
+        device: str = 'cpu',
         winograd_level: int = 3,
     ) -> None:
         super().__init__(path, info, threads, winograd_level=winograd_level)
+        if device != 'cpu':
+            raise ValueError(f"device={device!r}: MNN is run on 'cpu' only")
         if winograd_level not in WINOGRAD_LEVELS:
             raise ValueError(f'winograd_level={winograd_level!r} must be one of {WINOGRAD_LEVELS}')
         settings = dict(backend='CPU', precision='high', numThread=threads or os.cpu_count() or 1)

@@ -11,6 +11,11 @@ import onnxruntime
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
+PROVIDERS = dict(
+    cpu=('CPUExecutionProvider',), cuda=('CUDAExecutionProvider', 'CPUExecutionProvider')
+)
+"""By device, the preferred first."""
+
 
 class OnnxRuntime(Runtime):
     """An ONNX file in ONNX Runtime.
@@ -19,11 +24,13 @@ class OnnxRuntime(Runtime):
         path: The ONNX file.
         info: What was written beside it.
         threads: As :class:`Runtime`.
-        providers: ONNX Runtime's execution providers, the preferred first.
+        device: ``'cpu'`` or ``'cuda'``.
+        providers: ONNX Runtime's execution providers, the preferred first; by default those of
+            ``device``.
 
     Raises:
-        ValueError: If the first provider is not there, instead of which ONNX Runtime would silently
-            take the CPU.
+        ValueError: If ``device`` is unknown, or the first provider is not there, instead of which
+            ONNX Runtime would silently take the CPU.
     """
 
     def __init__(
@@ -31,8 +38,12 @@ class OnnxRuntime(Runtime):
         path: Path,
         info: ModelDescription,
         threads: int | None = None,
-        providers: Sequence[str] = ('CPUExecutionProvider',),
+        device: str = 'cpu',
+        providers: Sequence[str] | None = None,
     ) -> None:
+        if device not in PROVIDERS:
+            raise ValueError(f'device={device!r} must be one of {", ".join(PROVIDERS)}')
+        providers = PROVIDERS[device] if providers is None else providers
         super().__init__(path, info, threads, providers=tuple(providers))
         self._check(providers, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()

@@ -19,7 +19,7 @@ class OpenVinoRuntime(Runtime):
         path: The .xml file, with its .bin beside it, or an ONNX file.
         info: What was written beside it.
         threads: As :class:`Runtime`.
-        device: OpenVINO's name of the device.
+        device: OpenVINO's name of the device, in any case: ``'cpu'``, ``'gpu'``.
         precision: What it computes in. OpenVINO's own choice is bf16 on CPUs that have it, and
             other logits.
     """
@@ -38,7 +38,7 @@ class OpenVinoRuntime(Runtime):
         )
         if threads is not None:
             settings['INFERENCE_NUM_THREADS'] = threads
-        self.model = openvino.Core().compile_model(str(path), device, settings)
+        self.model = openvino.Core().compile_model(str(path), device.upper(), settings)
         self.requests = threading.local()  # one a thread: a request has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
