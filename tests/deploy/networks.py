@@ -12,6 +12,9 @@ from mmseg_repvgg.deploy.model_description import ModelDescription
 # mmseg's, for RGB
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
+FOUR = dict(classes=('a', 'b', 'c', 'd'), palette=((0, 0, 0),) * 4)
+"""The classes of :func:`by_position`."""
+
 INFO = dict(
     format='onnx',
     size=(8, 12),
@@ -71,3 +74,14 @@ def by_position(images: np.ndarray) -> np.ndarray:
     place = 10 * y - 5 * x + context[:, None, None]
     logits = blue * (1 + 0.1 * y), green * (2 - 0.05 * x), red + 0.3 * x * y, place
     return np.stack(logits, axis=1)
+
+
+def labels_of(images: np.ndarray) -> np.ndarray:
+    """The labels of :func:`by_position`."""
+    return by_position(images).argmax(1)
+
+
+def draw(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A random image (H, W, channels) uint8; with 0 channels (H, W)."""
+    shape = (height, width, channels) if channels else (height, width)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -102,7 +102,7 @@ WAYS = {
     'grey': ([dict(LOAD, color_type='grayscale')], dict(mean=[100.0], std=[50.0]), 'png'),
     'alpha': (
         [dict(LOAD, color_type='unchanged')],
-        dict(mean=[100.0] * 4, std=[50.0] * 4, bgr_to_rgb=False),
+        dict(mean=[100.0], std=[50.0], bgr_to_rgb=False),
         'alpha',
     ),
 }
@@ -150,8 +150,8 @@ def test_normalised_twice_is_refused(segmentor, tmp_path):
     cfg = configured(segmentor[0], LOAD, NORMALIZE, PACK)
     with pytest.raises(ValueError, match='normalised twice: by Normalize of the test pipel'):
         export(cfg, segmentor[2], tmp_path / 'm.pt2', options=Options(SIZE))
-    cfg = configured(segmentor[0], LOAD, PACK, **{'model.data_preprocessor.mean': [1.0, 2.0]})
-    cfg.model.data_preprocessor.std = [1.0, 2.0]
+    cfg = configured(segmentor[0], LOAD, dict(NORMALIZE, mean=[1.0, 2.0], std=[1.0, 2.0]), PACK)
+    cfg.model.data_preprocessor = dict(type='SegDataPreProcessor')
     with pytest.raises(ValueError, match='by 2 means and 2 standard .* the backbone takes 3 chan'):
         export(cfg, segmentor[2], tmp_path / 'm.pt2', options=Options(SIZE))
 
