@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,11 +101,13 @@ def export(
     """
     options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _checked_format(out, model_format)
+    size = _size(cfg, options)
     preparation = read_test_pipeline(cfg, options.leave_out)
     loaded = read_checkpoint(checkpoint)
     reference = load_segmentor(cfg, state_dict_of(loaded), str(checkpoint))
     sample = Sample.of(cfg, preparation, num_channels(reference))
-    size = _checked_size(cfg, options, sample)
+    if options.size is None:
+        size = _checked_size(_shrunk(size, sample.tested_size))
     info = replace(
         describe_model(cfg, reference, loaded, Path(checkpoint), preparation),
         format=model_format,
@@ -152,26 +154,26 @@ def _checked_format(out: Path, model_format: str | None) -> str:
     return found
 
 
-def _checked_size(cfg: Config, options: Options, sample: Sample) -> tuple[int, int]:
-    size = options.size or _window(cfg, sample)
+def _size(cfg: Config, options: Options) -> tuple[int, int]:
+    """Height and width that the options give, or else the config's sliding windows have."""
+    test_cfg = cfg.model.get('test_cfg') or {}
+    size = options.size or (test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None)
     if size is None:
         raise ValueError(
             f'{cfg.filename} evaluates whole images and says no size: give --size HEIGHT WIDTH'
         )
+    return _checked_size(size)
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < SMALLEST:
         raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
     return int(size[0]), int(size[1])
 
 
-def _window(cfg: Config, sample: Sample) -> tuple[int, int] | None:
-    """Height and width of the sliding windows, which mmseg shrinks to images that are smaller."""
-    test_cfg = cfg.model.get('test_cfg') or {}
-    if test_cfg.get('mode') != 'slide':
-        return None
-    height, width = test_cfg['crop_size']
-    if sample.tested_size is None:
-        return height, width
-    return min(height, sample.tested_size[0]), min(width, sample.tested_size[1])
+def _shrunk(window: tuple[int, int], image: tuple[int, int] | None) -> tuple[int, int]:
+    """Sliding windows as mmseg shrinks them to an image that is smaller."""
+    return window if image is None else (min(window[0], image[0]), min(window[1], image[1]))
 
 
 def _notes(

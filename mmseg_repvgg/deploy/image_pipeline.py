@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmseg_repvgg.deploy.images import READING
 from mmseg_repvgg.engine.config_types import type_name
@@ -41,6 +41,7 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
     Raises:
         ValueError: Naming a transform that an exported model cannot repeat.
     """
+    init_default_scope(cfg.get('default_scope', 'mmseg'))  # where transforms are looked for
     settings = first_test_set(cfg)
     found = Preparation()
     for transform in (settings or {}).get('pipeline') or ():
