@@ -41,7 +41,7 @@ REWRITES: dict[str, Rewrite] = {
     'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids', ('cpu',)),
     'equalize': Rewrite(equalize, 'equalized channels'),
 }
-"""In the order in which they are applied. :mod:`mmseg_repvgg.accel` adds its own at the end."""
+"""In the order in which they are applied; the accel package adds its own at the end."""
 
 
 def default_names(model: nn.Module, compared: bool = False) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     if not chosen or not chosen <= set(REWRITES):
         raise ValueError(
             f'rewrites={sorted(map(str, chosen))}: name at least one of {", ".join(REWRITES)} and '
-            "no other ('import mmseg_repvgg.accel' adds its rewrites)"
+            'no other (those of the accel package are added when it is imported)'
         )
     return tuple(name for name in REWRITES if name in chosen)
 

@@ -141,7 +141,7 @@ class Interruption(Hook):
 @pytest.mark.parametrize('when', ['before', 'after'])
 @pytest.mark.parametrize('first', ['val', 'train'])
 def test_after_an_interrupted_validation_everything_is_as_without_the_hook(
-    scenes, tmp_path, when, first
+    scenes, tmp_path, when, first, evaluated
 ):
     Interruption.when = when
     hooks = [dict(type='RepVGGDeployHook'), dict(type='Interruption')]
@@ -158,6 +158,9 @@ def test_after_an_interrupted_validation_everything_is_as_without_the_hook(
     runner.load_checkpoint(str(tmp_path / 'other.pth'))
     assert torch.equal(runner.model.state_dict()[key], other[key])
     runner.val()
+    fused, _ = deployed_copy(model, ['branches'])
+    kernel = 'backbone.stage_1.1.branch_reparam.weight'
+    assert torch.equal(evaluated[-1][0].state_dict()[kernel], fused.state_dict()[kernel])
     # and a training trains the model itself
     before = model.state_dict()[key].clone()
     runner.train()
