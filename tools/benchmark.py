@@ -24,9 +24,11 @@ def main() -> None:
     parser.add_argument('name', choices=list(SUITES), help='of the paper, or our own dropin')
     parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
     parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(EXECUTIONS))
-    parser.add_argument('--groups', nargs='+', metavar='NAME', help='only these groups of subjects')
-    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these subjects')
-    parser.add_argument('--rounds', type=int, default=5, help='timed calls of each subject')
+    parser.add_argument(
+        '--groups', nargs='+', metavar='NAME', help='only these groups of candidates'
+    )
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='only these candidates')
+    parser.add_argument('--rounds', type=int, default=5, help='timed calls of each candidate')
     parser.add_argument('--warm-up', type=int, default=1, help='calls before them')
     parser.add_argument('--threads', type=int, default=os.cpu_count() or 1)
     parser.add_argument(

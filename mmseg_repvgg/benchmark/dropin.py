@@ -80,12 +80,12 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 
 def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
-    yield _subject(f'{name}, {TRAINED}', curated.config, (), quick)
-    yield _subject(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
+    yield _candidate(f'{name}, {TRAINED}', curated.config, (), quick)
+    yield _candidate(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
     rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
-    yield _subject(f'{name}, {REWRITTEN}', curated.config, rewrites, quick)
+    yield _candidate(f'{name}, {REWRITTEN}', curated.config, rewrites, quick)
     theirs = f'{name.rpartition(" ")[0]} {curated.backbone}{THEIR_BACKBONE}'
-    yield _subject(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
+    yield _candidate(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
 
 
 def _real_time(runtime: str, quick: bool) -> Iterator[Candidate]:
@@ -94,15 +94,15 @@ def _real_time(runtime: str, quick: bool) -> Iterator[Candidate]:
     for name, config in {**OURS, **THEIRS}.items():
         fused = ('branches', 'batchnorm') if name in OURS else ('batchnorm',)
         if name in OURS and runtime == 'pytorch':
-            yield _subject(f'{name}, {TRAINED}', config, (), quick)
-        yield _subject(f'{name}, {FUSED}', config, fused, quick)
+            yield _candidate(f'{name}, {TRAINED}', config, (), quick)
+        yield _candidate(f'{name}, {FUSED}', config, fused, quick)
         if where:
-            yield _subject(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
+            yield _candidate(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
         else:
-            yield _subject(f'{name}, {REWRITTEN}', config, (*fused, *MORE, *WINOGRAD), quick)
+            yield _candidate(f'{name}, {REWRITTEN}', config, (*fused, *MORE, *WINOGRAD), quick)
 
 
-def _subject(
+def _candidate(
     name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str = 'pytorch'
 ) -> Candidate:
     size = list(QUICK_SIZE if quick else SIZE)

@@ -79,12 +79,12 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
         for start in range(0, len(here), TOGETHER):
             part = [*here[start : start + TOGETHER], BASE]
             found[f'{runtime}, {start // TOGETHER + 1}'] = [
-                candidate for name in part for candidate in _subjects(name, runtime, quick)
+                candidate for name in part for candidate in _candidates(name, runtime, quick)
             ]
     return found
 
 
-def _subjects(name: str, runtime: str, quick: bool) -> Iterator[Candidate]:
+def _candidates(name: str, runtime: str, quick: bool) -> Iterator[Candidate]:
     batch = 1 if quick else 4
     size = 64 if quick else _paper(name).size
     settings = dict(name=name, batch=batch, size=size, runtime=runtime)

@@ -69,7 +69,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
             found[f'{runtime}, {part}'] = list(_both(runtime, rows, quick))
         undilated = dict(dilations=(1, 1, 1, 1))
         found[f'{runtime}, B2'].append(
-            _subject(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, undilated)
+            _candidate(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, undilated)
         )
     found[ACROSS] = list(_across(runtimes))
     return found
@@ -79,7 +79,7 @@ def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Cand
     """Every network as the paper tests it, and with the rewrites."""
     for name, row in rows.items():
         for suffix, more in (('', ()), (REWRITTEN, _more(runtime))):
-            yield _subject(name + suffix, row.config, _fused(name) + more, quick, runtime)
+            yield _candidate(name + suffix, row.config, _fused(name) + more, quick, runtime)
 
 
 def reference(candidate: Candidate) -> Candidate | None:
@@ -100,10 +100,10 @@ def _across(runtimes: Sequence[str]) -> Iterator[Candidate]:
         dilations=(1, 1, 2, 4),
         out_indices=(0, 1, 2, 3),
     )
-    yield _subject(USUAL, config, ('own',), False, 'pytorch', theirs)
+    yield _candidate(USUAL, config, ('own',), False, 'pytorch', theirs)
     for runtime in runtimes:
         rewrites = FUSED + _more(runtime)
-        yield _subject(f'RepVGG-B2{REWRITTEN}, {runtime}', config, rewrites, False, runtime)
+        yield _candidate(f'RepVGG-B2{REWRITTEN}, {runtime}', config, rewrites, False, runtime)
 
 
 def _more(runtime: str) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def _fused(name: str) -> tuple[str, ...]:
     return FUSED if name.startswith('RepVGG') else FUSED_RESNET
 
 
-def _subject(
+def _candidate(
     name: str,
     config: str,
     rewrites: tuple[str, ...],
