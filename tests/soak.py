@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.model:
             from mmseg_repvgg.deploy.segmenter import Segmenter
 
-            segmenter = Segmenter(args.model, args.runtime, threads=1)
+            segmenter = Segmenter(args.model, args.runtime, threads=1, pad_small_images=True)
             found = soak(segmenter, make_images(Path(name)), args.images, args.warmup)
             heavy = {'torch', 'mmengine', 'mmcv', 'mmseg'} & set(sys.modules)
             assert not heavy, heavy
