@@ -117,7 +117,7 @@ def no_runtime(folder, monkeypatch):
 
 def no_runtime_to_measure(folder, monkeypatch):
     monkeypatch.setattr(execution, 'is_installed', lambda name: False)
-    benchmark._possible(['mnn'])
+    benchmark._select_runtimes(['mnn'])
 
 
 def no_runtime_to_compare_in(folder, monkeypatch):

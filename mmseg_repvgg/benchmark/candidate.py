@@ -1,4 +1,4 @@
-"""What a benchmark measures: a thing that is built and called, in a process of its own."""
+"""What a benchmark measures: a candidate is built and called in its own process."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Candidate:
     """A row of a benchmark, before it is built."""
 
     name: str  # unique within a benchmark
-    builder: str  # 'module:function'; it gives a Built
-    settings: dict[str, Any] = field(default_factory=dict)  # of the builder, in JSON's types
+    builder: str  # 'module:function', which returns a Built
+    settings: dict[str, Any] = field(default_factory=dict)  # builder's arguments, JSON types only
     examples: int = 1  # images a call takes
-    spins: bool = False  # whether idle threads wait awake for some milliseconds, OpenMP's default
+    spins: bool = False  # whether idle threads spin for some milliseconds, OpenMP's default
 
 
 @dataclass(frozen=True)
 class Built:
-    """A candidate, built: ``call`` does the work that is timed, and waits for its end.
+    """A built candidate: ``call`` does the timed work and waits until it is done.
 
-    ``output`` gives what the last call computed, as class indices, to be compared with that of
-    other candidates; None where there is nothing to compare.
+    ``output`` returns the class indices that the last call computed, to compare them with those of
+    other candidates; None if there is nothing to compare.
     """
 
     call: Callable[[], object]
@@ -39,7 +39,7 @@ class Built:
 
 @dataclass
 class Outcome:
-    """What was measured of a candidate."""
+    """The measurements of a candidate."""
 
     candidate: Candidate
     seconds: list[float] = field(default_factory=list)  # of every timed call

@@ -13,17 +13,17 @@ from mmseg_repvgg.benchmark.record import Record, Row
 from mmseg_repvgg.markdown import markdown_table
 
 SIZE = (512, 1024)
-"""Height and width in pixels, those of mmseg's Cityscapes crops."""
+"""Height and width in pixels, as in mmseg's Cityscapes crops."""
 QUICK_SIZE = (64, 128)
 
 
 @dataclass(frozen=True)
 class Curated:
-    """A config of ours, and the one of mmseg that it is a child of."""
+    """A config of ours, and the mmseg config that it is based on."""
 
     config: str
     theirs: str
-    backbone: str  # of theirs
+    backbone: str  # of the mmseg config
 
 
 CURATED = {
@@ -73,13 +73,13 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     if 'pytorch' in runtimes:
         for name, curated in CURATED.items():
             if not quick or name == 'SemFPN A2':
-                found[name] = list(_curated(name, curated, quick))
+                found[name] = list(_curated_candidates(name, curated, quick))
     for runtime in runtimes:
-        found[f'{REAL_TIME}, {runtime}'] = list(_real_time(runtime, quick))
+        found[f'{REAL_TIME}, {runtime}'] = list(_real_time_candidates(runtime, quick))
     return found
 
 
-def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
+def _curated_candidates(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
     yield _candidate(f'{name}, {TRAINED}', curated.config, (), quick)
     yield _candidate(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
     rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
@@ -88,8 +88,8 @@ def _curated(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
     yield _candidate(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
 
 
-def _real_time(runtime: str, quick: bool) -> Iterator[Candidate]:
-    """Every network gets whatever rewrites act on it; PyTorch runs beside every other runtime."""
+def _real_time_candidates(runtime: str, quick: bool) -> Iterator[Candidate]:
+    """The forms in PyTorch; for another runtime, the fused form in it and in PyTorch."""
     where = '' if runtime == 'pytorch' else f', {runtime}'
     for name, config in {**OURS, **THEIRS}.items():
         fused = ('branches', 'batchnorm') if name in OURS else ('batchnorm',)
@@ -111,7 +111,7 @@ def _candidate(
 
 
 def _settings(config: str, rewrites: tuple[str, ...], runtime: str = 'pytorch') -> dict[str, Any]:
-    # the rewrites change the form of sums, which the count of convs does not see
+    # the count sees only convs and linear layers, which these rewrites replace
     counts = not set(rewrites) & {*MORE, *WINOGRAD}
     return dict(config=config, rewrites=list(rewrites), runtime=runtime, count_flops=counts)
 
@@ -168,7 +168,7 @@ def _overview(record: Record) -> str:
 
 
 def base_of(rows: Sequence[Row]) -> str:
-    """The row of a group that ratios are to: PIDNet-S in its runtime, or mmseg's own config."""
+    """Name of the row that ratios refer to: PIDNet-S in the group's runtime, or mmseg's config."""
     names = [row.name for row in rows]
     wanted = [n for n in names if n.startswith(f'{BASE}, {FUSED}') or f'{THEIR_BACKBONE}, ' in n]
     return wanted[-1] if wanted else names[0]
@@ -192,7 +192,7 @@ def _cells(record: Record, row: Row, base: str) -> list[Any]:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Of the real-time networks, the speed beside fused PIDNet-S in the same runtime."""
+    """Speed of the real-time networks relative to fused PIDNet-S in the same runtime."""
     names = [*OURS, *THEIRS]
     series: dict[str, list[float | None]] = {}
     for group in dict.fromkeys(row.group for row in record.rows):

@@ -1,4 +1,4 @@
-"""The ways in which a network is run, by name: PyTorch and the runtimes, and what a GPU adds."""
+"""Ways to run a network, by name: in PyTorch or in a runtime, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CUDA_PROVIDER = 'CUDAExecutionProvider'
 
 @dataclass(frozen=True)
 class Execution:
-    """A way in which a network is run."""
+    """A way to run a network."""
 
     runtime: str = PYTORCH  # or one of RUNTIMES, for which it is exported
     dtype: torch.dtype = torch.float32  # of PyTorch
     tf32: bool = False
     channels_last: bool = False  # whether PyTorch holds feature maps as (N, H, W, C)
-    options: dict[str, Any] = field(default_factory=dict)  # of the runtime's class
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the runtime's class
     needs_gpu: bool = False
 
     @property
@@ -50,7 +50,6 @@ EXECUTIONS: dict[str, Execution] = {
     'openvino': Execution('openvino'),
     'mnn': Execution('mnn'),
 }
-"""By name."""
 
 
 def is_pytorch(name: str) -> bool:

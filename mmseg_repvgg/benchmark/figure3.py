@@ -16,11 +16,11 @@ from mmseg_repvgg.benchmark.worker import resident_peak
 from mmseg_repvgg.markdown import markdown_table
 
 PAPER = {'plain': 1, 'residual': 2}
-"""Feature maps that are held besides the block's input, at the peak, in maps of its size."""
+"""Peak memory besides the block's input, in feature maps of the input's size."""
 
 
 class PlainBlock(nn.Module):
-    """Two 3x3 convs with ReLU; the input is let go when it has been used."""
+    """Two 3x3 convs with ReLU; the input is freed after the first conv."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PlainBlock(nn.Module):
 
 
 class ResidualBlock(PlainBlock):
-    """The same with the input added before the last ReLU, for which it is kept."""
+    """The same, but the input is kept and added before the last ReLU."""
 
     def forward(self, held: list[Tensor]) -> Tensor:
         """As :meth:`PlainBlock.forward`."""
@@ -49,12 +49,12 @@ KINDS = {'plain': PlainBlock, 'residual': ResidualBlock}
 
 
 def block(kind: str, channels: int, size: int) -> Built:
-    """A block, whose memory is counted without weights and input, in bytes.
+    """Build a block whose peak memory is counted without weights and input, in bytes.
 
     Args:
-        kind: One of :data:`KINDS`.
-        channels: Of the feature map.
-        size: Its height and width.
+        kind: Key of :data:`KINDS`.
+        channels: Channels of the feature map.
+        size: Height and width of the feature map.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     network: Any = KINDS[kind](channels).to(device).to(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def block(kind: str, channels: int, size: int) -> Built:
         with torch.inference_mode():
             network(held)
 
-    run(8)  # libraries allocate their own things once
+    run(8)  # libraries allocate their own memory in the first call
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -95,7 +95,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 
 def multiples(record: Record, name: str) -> float | None:
-    """The peak of a kind besides the input, in maps of the input's size."""
+    """Peak memory of a kind besides the input, in feature maps of the input's size."""
     row = record.row(name)
     if row is None or row.peak_memory is None:
         return None
@@ -118,7 +118,7 @@ def markdown(record: Record) -> str:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Peaks beside the paper's."""
+    """Peaks next to the paper's."""
     series: dict[str, list[float | None]] = {
         'paper, quoted': list(PAPER.values()),
         'measured, PyTorch': [multiples(record, kind) for kind in PAPER],

@@ -1,4 +1,4 @@
-"""A network's forward pass, in PyTorch or exported to a runtime, as a thing to be timed."""
+"""A network's forward pass to be timed, in PyTorch or exported to a runtime."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> 
     """Prepare the forward pass of a network.
 
     Args:
-        network: Gives logits (N, classes, ...).
+        network: Returns logits (N, classes, ...).
         images: (N, C, H, W) float32.
-        runtime: A name of :data:`mmseg_repvgg.benchmark.execution.EXECUTIONS`.
+        runtime: Key of :data:`mmseg_repvgg.benchmark.execution.EXECUTIONS`.
 
     Raises:
         ValueError: On an unknown runtime.
@@ -34,11 +34,11 @@ def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> 
         raise ValueError(f'runtime={runtime!r} must be one of {", ".join(EXECUTIONS)}')
     network.eval().requires_grad_(False)
     info: dict[str, Any] = dict(parameters=sum(p.numel() for p in network.parameters()))
-    run = _pytorch if is_pytorch(runtime) else _exported
+    run = _in_pytorch if is_pytorch(runtime) else _in_runtime
     return run(network, images, EXECUTIONS[runtime], info)
 
 
-def _pytorch(
+def _in_pytorch(
     network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
 ) -> Built:
     cuda = torch.cuda.is_available()
@@ -67,7 +67,7 @@ def _pytorch(
     return Built(call, output, info, torch.cuda.max_memory_allocated if cuda else None)
 
 
-def _exported(
+def _in_runtime(
     network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
 ) -> Built:
     array, runtime = images.numpy(), execution.runtime
@@ -75,7 +75,7 @@ def _exported(
         path = export_network(network, images, Path(folder), RUNTIMES[runtime].formats[0])
         loaded = load_runtime(path, runtime, torch.get_num_threads(), **execution.options)
         info['file_bytes'] = path.stat().st_size
-        loaded.run(array)  # some read the file as late as here
+        loaded.run(array)  # some runtimes read the file only now
     last: list[np.ndarray] = []
 
     def call() -> None:
@@ -89,10 +89,10 @@ def _exported(
 
 
 def export_network(network: nn.Module, images: Tensor, folder: Path, model_format: str) -> Path:
-    """Write a network that takes ``images`` and gives logits in one of :data:`FORMATS`."""
+    """Write a network that maps ``images`` to logits in one of :data:`FORMATS`."""
     path = folder / f'network{FORMATS[model_format]}'
     with torch.no_grad():
-        network(images)  # constants for this size are made here, outside the graph
+        network(images)  # builds constants for this size outside the graph
         program = torch.export.export(network, (images,))
     WRITERS[model_format](program, path, 'logits')
     ModelDescription(
@@ -115,10 +115,10 @@ def export_network(network: nn.Module, images: Tensor, folder: Path, model_forma
 
 
 def calibrate(network: nn.Module, images: Tensor, run: Callable[[Tensor], object]) -> None:
-    """Give BatchNorms the statistics of ``images``, so that random weights give sane activations.
+    """Set BatchNorm statistics from ``images``, so that random weights give sane activations.
 
     Args:
-        network: In any mode; in eval mode after it.
+        network: In any mode; left in eval mode.
         images: (N, C, H, W), N at least 2.
         run: A forward pass.
     """
@@ -126,7 +126,7 @@ def calibrate(network: nn.Module, images: Tensor, run: Callable[[Tensor], object
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # an average of all that is seen
+        norm.momentum = None  # cumulative average
     network.train()
     with torch.no_grad():
         run(images)

@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 class Logits(nn.Module):
-    """What a segmentor computes in whole-image inference, as a module: images -> logits."""
+    """Whole-image inference of a segmentor as a module: images -> logits."""
 
     def __init__(self, segmentor: Any) -> None:
         super().__init__()
@@ -51,14 +51,14 @@ def segmentor(
     """A segmentor on demo scenes, without its auxiliary heads.
 
     Args:
-        config: Name of a config file in ``configs/``, or of a config of the installed mmseg with
-            ``mmseg::`` before it.
-        rewrites: What is done to it before; ``own`` stands for the backbone's own fusing.
+        config: A file in ``configs/``, or ``mmseg::`` and the name of a config of the installed
+            mmseg.
+        rewrites: Rewrites to apply first; ``own`` stands for the backbone's own fusing.
         size: Height and width in pixels; one number for both.
-        batch: Images.
-        backbone: Changes of the backbone's settings.
-        count_flops: Whether the info has the multiply-adds of convs and linear layers, ``flops``.
-        **run: Of :func:`forward_pass`.
+        batch: Number of images.
+        backbone: Settings of the backbone to change; with a ``type``, all settings.
+        count_flops: Add ``flops``, the multiply-adds of convs and linear layers, to the info.
+        **run: Arguments of :func:`forward_pass`.
     """
     height, width = (size, size) if isinstance(size, int) else size
     torch.manual_seed(0)
@@ -74,11 +74,13 @@ def segmentor(
             cfg.model.backbone.update(backbone)
     model = MODELS.build(cfg.model)
     calibrate(
-        model, scene(_small(height), _small(width), 2), lambda images: model_outputs(model, images)
+        model,
+        scene(_calibration_side(height), _calibration_side(width), 2),
+        lambda images: model_outputs(model, images),
     )
     names = [name for name in rewrites if name != 'own']
     if 'own' in rewrites:
-        _fuse_as_its_authors_do(model)
+        _fuse_by_own_method(model)
     if names:
         model, _ = deployed_copy(model, names)
     info = dict(flops=_flops(model, (height, width))) if count_flops else {}
@@ -87,38 +89,37 @@ def segmentor(
     return built
 
 
-def _small(side: int) -> int:
-    """A side to calibrate with; some networks take nothing but multiples of 64."""
+def _calibration_side(side: int) -> int:
+    """Side of the images to calibrate with; some networks take only multiples of 64."""
     return min(side, 193 if side % 64 else 192)
 
 
 def _flops(segmentor: nn.Module, size: tuple[int, int]) -> float:
-    """Multiply-adds for an image, of a copy without weights: nothing is computed."""
+    """Multiply-adds for an image, counted on the meta device: nothing is computed."""
     return count(copy.deepcopy(Logits(segmentor)).to('meta'), size).flops
 
 
 def classifier(
     name: str, batch: int = 1, size: int = 224, rewrites: Sequence[str] = (), **run: Any
 ) -> Built:
-    """A classifier of the paper's Table 4 or 5 in deployed form: every conv-BN a conv.
+    """A classifier of the paper's Table 4 or 5 in deployed form: every conv-BN is one conv.
 
     Args:
-        name: Of :data:`mmseg_repvgg.analysis.paper_tables.PAPER_ROWS`, or of timm with ``timm/``
-            before it, or ``mmpretrain/RepVGG-<arch>`` for mmpretrain's RepVGG; those two are fused
-            by their own functions.
-        batch: Images.
+        name: Key of :data:`mmseg_repvgg.analysis.paper_tables.PAPER_ROWS`; or ``timm/<name>`` or
+            ``mmpretrain/RepVGG-<arch>``, which are fused by their own functions.
+        batch: Number of images.
         size: Height and width in pixels.
-        rewrites: What else is done to it before.
-        **run: Of :func:`forward_pass`.
+        rewrites: Further rewrites to apply first.
+        **run: Arguments of :func:`forward_pass`.
     """
     torch.manual_seed(0)
     source, _, inner = name.rpartition('/')
     if source == 'timm':
-        network = _timm(inner)
+        network = _timm_network(inner)
     elif source == 'mmpretrain':
-        network = _mmpretrain(inner)
+        network = _mmpretrain_network(inner)
     else:
-        network = _paper(name, scene(min(size, 128), min(size, 128), 2))
+        network = _paper_network(name, scene(min(size, 128), min(size, 128), 2))
     if rewrites:
         network, _ = deployed_copy(network, rewrites)
     return forward_pass(network.eval(), scene(size, size, batch), **run)
@@ -153,8 +154,8 @@ def _config(name: str) -> Path:
     return path
 
 
-def _paper(name: str, images: Tensor) -> nn.Module:
-    """A row's model in deployed form, with memory (that of paper_tables has none for RepVGG)."""
+def _paper_network(name: str, images: Tensor) -> nn.Module:
+    """Model of a row in deployed form, with weights (paper_tables builds RepVGG on meta)."""
     row = PAPER_ROWS[name]
     if row.backbone is None:
         backbone: Any = DilatedRepVGG(name.removeprefix('RepVGG-'))
@@ -167,13 +168,13 @@ def _paper(name: str, images: Tensor) -> nn.Module:
         backbone, channels = MMPRETRAIN.build(dict(row.backbone)), row.channels
     network = Classifier(backbone, channels)
     has_norms = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    if has_norms:  # VGG-16 has none, and takes images of its own size only
+    if has_norms:  # VGG-16 has none, and takes only images of its own size
         calibrate(network, images, network)
     rewrites = ['branches'] if row.backbone is None else ['batchnorm'] if has_norms else []
     return deployed_copy(network, rewrites)[0] if rewrites else network
 
 
-def _timm(name: str) -> nn.Module:
+def _timm_network(name: str) -> nn.Module:
     import timm
     from timm.utils.model import reparameterize_model
 
@@ -182,19 +183,19 @@ def _timm(name: str) -> nn.Module:
     return reparameterize_model(network)
 
 
-def _mmpretrain(name: str) -> nn.Module:
+def _mmpretrain_network(name: str) -> nn.Module:
     from mmpretrain.models.backbones.repvgg import RepVGG
 
     backbone = RepVGG(name.removeprefix('RepVGG-'))
     widths = DilatedRepVGG(name.removeprefix('RepVGG-'), deploy=True).out_channels
     network = Classifier(backbone, widths[-1])
     network.eval()
-    _fuse_as_its_authors_do(network)
+    _fuse_by_own_method(network)
     return network
 
 
-def _fuse_as_its_authors_do(model: nn.Module) -> None:
-    """Call the ``switch_to_deploy`` of mmpretrain's backbone, as its users do."""
+def _fuse_by_own_method(model: nn.Module) -> None:
+    """Call ``switch_to_deploy`` of mmpretrain's backbone."""
     for module in model.modules():
         if type(module).__name__ == 'RepVGG':
             module.switch_to_deploy()  # type: ignore[operator]

@@ -20,17 +20,17 @@ def bars(
     label: str,
     title: str,
 ) -> None:
-    """Draw grouped horizontal bars with their values; None leaves a gap, nothing at all no file.
+    """Draw grouped horizontal bars with their values; None leaves a gap. No data, no file.
 
     Args:
         path: The PNG to write.
-        names: Of the groups of bars.
-        series: A value per name, by what it is of.
-        label: Of the axis of values.
-        title: Of the picture.
+        names: Names of the groups of bars.
+        series: A value per group, by the name of the series.
+        label: Label of the value axis.
+        title: Title of the picture.
     """
     if not names or not series:
-        return  # a part of the candidates that the picture is not of
+        return  # none of the measured candidates is in this picture
     figure = Figure(figsize=(9, 1.6 + 0.24 * len(names) * (len(series) + 1)), layout='constrained')
     axes = figure.subplots()
     height = 0.85 / len(series)
@@ -57,9 +57,9 @@ def scatter(
 
     Args:
         path: The PNG to write.
-        panels: By title, the (x, y) of every model.
-        x_label: Of all panels.
-        y_label: Of all panels.
+        panels: (x, y) of each model by name, by the title of the panel.
+        x_label: Label of every x axis.
+        y_label: Label of every y axis.
     """
     figure = Figure(figsize=(7.5 * len(panels), 5.5), layout='constrained')
     for axes, (title, points) in zip(

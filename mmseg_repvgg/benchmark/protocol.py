@@ -18,7 +18,7 @@ class Protocol:
     warm_up: int = 1  # calls before them
     threads: int = 1
     time_limit: float = 600  # seconds for building, and for each call
-    pause: float = 0.2  # seconds between calls, in which threads of the last one come to rest
+    pause: float = 0.2  # seconds between calls, so that threads of the last call go idle
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warm_up < 0 or self.threads < 1 or self.time_limit <= 0:
@@ -33,21 +33,20 @@ def measure(
     protocol: Protocol,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
-    """Build all candidates, then call them in turn, so that the machine's drift cancels in ratios.
+    """Build all candidates, then call them in turn, so that slowdowns cancel in the ratios.
 
-    A candidate that fails, or takes longer than the time limit, has its failure as its outcome; the
-    others go on.
+    If a candidate fails or exceeds the time limit, its outcome holds the reason; the others go on.
 
     Args:
-        candidates: With names that differ.
-        protocol: How.
-        say: Takes a line of progress.
+        candidates: Their names must differ.
+        protocol: How to measure.
+        say: Called with each line of progress.
 
     Returns:
         The outcomes in the order of the candidates.
 
     Raises:
-        ValueError: If there are no candidates or two have one name.
+        ValueError: If there are no candidates, or two have the same name.
     """
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
@@ -57,26 +56,26 @@ def measure(
     try:
         for name, outcome in outcomes.items():
             workers[name] = Worker(outcome.candidate, protocol.threads, protocol.time_limit)
-            _step(workers, outcome, lambda w, o: o.info.update(w.ask('build')))
+            _run_step(workers, outcome, lambda w, o: o.info.update(w.ask('build')))
             say(f'{name}: {outcome.failure or "built"}')
         for round_ in range(-protocol.warm_up, protocol.rounds):
             for name in list(workers):
                 time.sleep(protocol.pause)
-                _step(workers, outcomes[name], _warm_up if round_ < 0 else _timed)
+                _run_step(workers, outcomes[name], _warm_up_call if round_ < 0 else _timed_call)
             say(f'round {round_ + 1} of {protocol.rounds}')
         for name in list(workers):
-            _step(workers, outcomes[name], _finish)
+            _run_step(workers, outcomes[name], _finish)
     finally:
         for worker in workers.values():
             worker.stop()
     return list(outcomes.values())
 
 
-def _warm_up(worker: Worker, outcome: Outcome) -> None:
+def _warm_up_call(worker: Worker, outcome: Outcome) -> None:
     worker.ask('call')
 
 
-def _timed(worker: Worker, outcome: Outcome) -> None:
+def _timed_call(worker: Worker, outcome: Outcome) -> None:
     outcome.seconds.append(worker.ask('call'))
 
 
@@ -84,10 +83,10 @@ def _finish(worker: Worker, outcome: Outcome) -> None:
     outcome.peak_memory, outcome.output = worker.ask('memory'), worker.ask('output')
 
 
-def _step(
+def _run_step(
     workers: dict[str, Worker], outcome: Outcome, step: Callable[[Worker, Outcome], object]
 ) -> None:
-    """Do a step with a candidate's worker; on failure note it and let the worker go."""
+    """Run a step with a candidate's worker; if it fails, store the reason and stop the worker."""
     name = outcome.candidate.name
     try:
         step(workers[name], outcome)

@@ -25,12 +25,12 @@ PACKAGES = (
     'torch', 'torchvision', 'numpy', 'mmsegmentation', 'mmengine', 'mmcv-lite', 'mmpretrain',
     'timm', 'onnx', 'onnxruntime', 'openvino', 'MNN',
 )  # fmt: skip
-"""Whose versions are recorded, where installed."""
+"""Packages whose versions are recorded, if installed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate's figures, as they stand in the JSON file."""
+    """A candidate's figures, as in the JSON file."""
 
     name: str
     group: str  # the candidates that were measured in turn
@@ -39,7 +39,7 @@ class Row:
     seconds: list[float]
     info: dict[str, Any]
     peak_memory: int | None  # bytes
-    agreement: float | None  # share of outputs with the class that PyTorch gives
+    agreement: float | None  # share of outputs with the same class as in PyTorch
     failure: str | None
 
     @property
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """The largest less the smallest time, as a share of the median."""
+        """Largest minus smallest time, as a share of the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
@@ -65,7 +65,7 @@ class Record:
     benchmark: str
     command: str
     date: str  # UTC
-    commit: str | None  # of the code; ends in -dirty with changes that are not committed
+    commit: str | None  # of the code; ends in -dirty if there are uncommitted changes
     machine: dict[str, Any]
     versions: dict[str, str]
     protocol: dict[str, Any]
@@ -86,24 +86,24 @@ class Record:
         """Read what :meth:`write` wrote.
 
         Raises:
-            ValueError: If it is no such file.
+            ValueError: If the file is not a record.
         """
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
             rows = [Row(**row) for row in values.pop('rows')]
             return cls(**values, rows=rows)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{path} is no record of tools/benchmark.py ({error!r})') from error
+            raise ValueError(f'{path} is not a record of tools/benchmark.py ({error!r})') from error
 
     def row(self, name: str, group: str | None = None) -> Row | None:
-        """The row of a candidate that has figures, else None."""
+        """The row of a candidate, or None if it has no figures."""
         found = (r for r in self.rows if r.name == name and group in (None, r.group))
         return next((row for row in found if row.seconds), None)
 
     def ratio(self, name: str, reference: str, group: str | None = None) -> float | None:
-        """How many times as fast as a reference: the median of the ratios round by round.
+        """Speed relative to a reference: the median of the ratios round by round.
 
-        None where one of them has no figures.
+        None if one of them has no figures.
         """
         row, base = self.row(name, group), self.row(reference, group)
         if row is None or base is None:
@@ -114,11 +114,11 @@ class Record:
 
 
 def joined(records: Sequence[Record]) -> Record:
-    """Records of one benchmark that was measured part by part, as one.
+    """Join the records of a benchmark that was measured part by part.
 
     Raises:
-        ValueError: If they are not of one benchmark, code, machine and protocol, or have a group in
-            common.
+        ValueError: If benchmark, commit, machine, versions or protocol differ, or if two records
+            have the same group.
     """
     first = records[0]
     for name in ('benchmark', 'commit', 'machine', 'versions', 'protocol'):
@@ -130,7 +130,7 @@ def joined(records: Sequence[Record]) -> Record:
             )
     groups = [group for record in records for group in {row.group for row in record.rows}]
     if len(set(groups)) < len(groups):
-        raise ValueError(f'the groups {sorted(groups)} are not of one record each')
+        raise ValueError(f'each group must be in one record only, not {sorted(groups)}')
     return replace(
         first,
         command='`, `'.join(record.command for record in records),
@@ -145,12 +145,12 @@ def make_record(
     agreement: Callable[[Outcome], float | None],
     protocol: Protocol,
 ) -> Record:
-    """Put outcomes, by group, together with what they depend on.
+    """Collect outcomes with the machine, versions and settings that they depend on.
 
     Args:
-        benchmark: Its name.
-        outcomes: By group.
-        agreement: Of an outcome's output with its reference's, 0 to 1.
+        benchmark: Name of the benchmark.
+        outcomes: Outcomes by group.
+        agreement: Gives the share (0 to 1) of an outcome's output that equals its reference's.
         protocol: How they were measured.
     """
     rows = [
@@ -185,7 +185,7 @@ def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
 
 
 def provenance(record: Record) -> str:
-    """The lines under a table: where its figures come from."""
+    """The text under a table: where its figures come from."""
     machine, protocol = record.machine, record.protocol
     precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
     versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())

@@ -1,4 +1,4 @@
-"""What a runtime's output is compared with: the same network's in PyTorch."""
+"""Reference outputs for the runtimes: those of the same network in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mmseg_repvgg.benchmark.protocol import Protocol, measure
 
 
 class References:
-    """The outputs of the references of candidates, each run at most once.
+    """Outputs of the candidates' references, each run at most once.
 
     Args:
-        of: Gives a candidate's reference, or None.
-        protocol: Its threads and its time limit are used.
-        say: Takes a line of progress.
+        of: Returns a candidate's reference, or None.
+        protocol: Used without its rounds and warm-up.
+        say: Called with each line of progress.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class References:
         self._outputs: dict[str, np.ndarray | None] = {}
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Take the references of some outcomes from among them, and run those that are missing."""
+        """Store the references of ``outcomes``; run those that are not among them."""
         outcomes = [outcome for outcome in outcomes if not outcome.failure]
         self._keep(outcomes)
         wanted = (self.of(outcome.candidate) for outcome in outcomes)
@@ -41,7 +41,7 @@ class References:
             for candidate in wanted
             if candidate is not None and _key(candidate) not in self._outputs
         }
-        for candidate in missing.values():  # one at a time: nothing is timed, and memory is dear
+        for candidate in missing.values():  # one at a time, to save memory; nothing is timed
             self._keep(measure([candidate], self.protocol, self.say))
 
     def agreement(self, outcome: Outcome) -> float | None:
@@ -57,5 +57,5 @@ class References:
 
 
 def _key(candidate: Candidate) -> str:
-    """Of what is built, whatever its name."""
+    """Identify what is built, whatever the candidate's name."""
     return json.dumps([candidate.builder, candidate.settings], sort_keys=True)

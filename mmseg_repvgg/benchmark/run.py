@@ -1,4 +1,4 @@
-"""A benchmark from its name to JSON, Markdown and PNG (tools/benchmark.py)."""
+"""Run a benchmark and write JSON, Markdown and PNG (tools/benchmark.py)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def run_benchmark(
     """Measure a benchmark and write ``<out>/<name>.json``, ``.md`` and ``.png``.
 
     Args:
-        name: Of :data:`SUITES`.
+        name: Key of :data:`SUITES`.
         out: The folder.
-        runtimes: Of :data:`EXECUTIONS`; by default those that are possible here.
-        protocol: How it is measured; by default with as many threads as the machine has CPUs.
-        quick: Small networks, one round: a test of the benchmark, whose figures mean nothing.
+        runtimes: Keys of :data:`EXECUTIONS`; by default all that can run here.
+        protocol: How to measure; by default with one thread per CPU.
+        quick: Use small networks and one round, to test the benchmark; the figures mean nothing.
         groups: Only these groups.
         only: Only candidates of these names.
-        say: Takes lines of progress.
+        say: Called with each line of progress.
 
     Returns:
-        What was written.
+        The record that was written.
 
     Raises:
         ValueError: On an unknown name, runtime, group or candidate.
@@ -51,7 +51,7 @@ def run_benchmark(
     if quick:
         protocol = replace(protocol, rounds=1, time_limit=120)
     suite = SUITES[name]
-    chosen = _choose(suite.groups(_possible(runtimes), quick), groups, only)
+    chosen = _choose(suite.groups(_select_runtimes(runtimes), quick), groups, only)
     outcomes = {}
     references = References(suite.reference, protocol, say)
     for group, candidates in chosen.items():
@@ -59,7 +59,7 @@ def run_benchmark(
         outcomes[group] = measure(candidates, protocol, say)
         references.add(outcomes[group])
         record = make_record(name, outcomes, references.agreement, protocol)
-        write(record, out)  # after every group: a long run may be ended
+        write(record, out)  # after every group: a long run may be interrupted
     return record
 
 
@@ -94,15 +94,15 @@ def _choose(
     return {group: members for group, members in kept.items() if members}
 
 
-def _possible(runtimes: Sequence[str] | None) -> list[str]:
+def _select_runtimes(runtimes: Sequence[str] | None) -> list[str]:
     for runtime in runtimes or ():
         if runtime not in EXECUTIONS:
             raise ValueError(f'unknown runtime {runtime!r}; choose from {", ".join(EXECUTIONS)}')
         execution = EXECUTIONS[runtime]
         if not execution.is_possible:
-            gpu = ', with support of CUDA, and a GPU' if execution.needs_gpu else ''
+            gpu = ' with CUDA support, and a GPU' if execution.needs_gpu else ''
             raise ValueError(
-                f'the runtime {runtime!r} is not there: it needs {execution.runtime}{gpu}; pip '
-                'install "mmseg-repvgg[deploy]" (python -m mmseg_repvgg.doctor says what there is)'
+                f'runtime {runtime!r} is not available: it needs {execution.runtime}{gpu}. Run pip '
+                'install "mmseg-repvgg[deploy]" (python -m mmseg_repvgg.doctor shows what works)'
             )
     return list(runtimes or (n for n, execution in EXECUTIONS.items() if execution.is_possible))

@@ -1,4 +1,4 @@
-"""The benchmarks by name: which candidates, and how their record is shown."""
+"""The benchmarks by name: their candidates, tables and plots."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmseg_repvgg.benchmark.record import Record
 class Suite:
     """A benchmark.
 
-    ``groups(runtimes, quick)`` gives the candidates by group; a group is measured in turn.
-    ``reference(candidate)`` is what its output is compared with: the same network in PyTorch, which
-    is measured too or run once besides; None where there is nothing to compare.
+    ``groups(runtimes, quick)`` returns the candidates by group; those of a group are measured in
+    turn. ``reference(candidate)`` returns the candidate that gives the expected output: the same
+    network in PyTorch, run once if it is not in a group; None if there is nothing to compare.
     """
 
     title: str

@@ -12,7 +12,7 @@ from mmseg_repvgg.benchmark.record import Record, Row
 from mmseg_repvgg.markdown import markdown_table
 
 PAPER = {1: 9.96, 3: 38.10, 5: 10.57, 7: 9.38}
-"""Kernel size: theoretical TFLOPS (two operations a multiply-add) on a 1080Ti, batch 32, 2048
+"""Theoretical TFLOPS by kernel size (two operations per multiply-add) on a 1080Ti, batch 32, 2048
 channels, 56x56."""
 
 
@@ -33,7 +33,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 
 def gflops(row: Row) -> float:
-    """Billions of operations a second, counting a multiply-add as two, as the paper's table."""
+    """Billions of operations a second, counting a multiply-add as two, as the paper does."""
     return 2 * row.info['flops'] / row.median / 1e9
 
 

@@ -21,7 +21,6 @@ class PaperRow:
     accuracy: float  # top-1 on ImageNet, percent
     speed: float  # images a second on a 1080Ti, batch 128, fp32
     size: int = 224
-    epochs: int = 120
 
 
 PAPER: dict[str, PaperRow] = {
@@ -44,10 +43,11 @@ PAPER: dict[str, PaperRow] = {
     'VGG-16': PaperRow(72.21, 415),
     'ResNet-152': PaperRow(77.78, 297),
     'ResNeXt-101': PaperRow(78.42, 295),
-    'RepVGG-B3g4': PaperRow(80.21, 464, epochs=200),
-    'RepVGG-B3': PaperRow(80.52, 363, epochs=200),
-    'RegNetX-12GF': PaperRow(80.55, 277, epochs=200),
-    'EfficientNet-B3': PaperRow(79.31, 224, size=300, epochs=200),
+    # Table 5
+    'RepVGG-B3g4': PaperRow(80.21, 464),
+    'RepVGG-B3': PaperRow(80.52, 363),
+    'RegNetX-12GF': PaperRow(80.55, 277),
+    'EfficientNet-B3': PaperRow(79.31, 224, size=300),
 }
 """In the paper's order."""
 
@@ -57,7 +57,7 @@ ELSEWHERE = {
     'timm/repvgg_a0': 'RepVGG-A0',
     'timm/repvgg_b1g4': 'RepVGG-B1g4',
 }
-"""The same networks of other codes, fused by their own functions, and the paper's row."""
+"""Networks of other code bases, fused by their own functions, and their rows in the paper."""
 
 REWRITTEN = ', by Winograd'
 PLAIN = ('RepVGG', 'VGG', 'ResNet-')  # with 3x3 convs of stride 1 that are not depthwise
@@ -67,11 +67,11 @@ QUICK = ('RepVGG-A0', 'ResNet-18', 'ResNet-50', 'timm/repvgg_a0')
 
 
 TOGETHER = 6
-"""Networks measured in turn beside a ResNet-50 of their own; the memory has no room for all."""
+"""Networks per group, besides a ResNet-50 in each: all at once do not fit into memory."""
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
-    """Some groups per runtime; the other codes' networks in PyTorch only."""
+    """Several groups per runtime; networks of other code bases in PyTorch only."""
     names = [name for name in (QUICK if quick else [*PAPER, *ELSEWHERE]) if name != BASE]
     found = {}
     for runtime in runtimes:
@@ -86,15 +86,15 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 def _candidates(name: str, runtime: str, quick: bool) -> Iterator[Candidate]:
     batch = 1 if quick else 4
-    size = 64 if quick else _paper(name).size
+    size = 64 if quick else _paper_row(name).size
     settings = dict(name=name, batch=batch, size=size, runtime=runtime)
     yield Candidate(name, f'{NETWORKS}:classifier', settings, batch)
-    if is_pytorch(runtime) and name.startswith(PLAIN):  # other runtimes choose by themselves
+    if is_pytorch(runtime) and name.startswith(PLAIN):  # other runtimes choose their own algorithm
         more = dict(settings, rewrites=['winograd'])
         yield Candidate(name + REWRITTEN, f'{NETWORKS}:classifier', more, batch)
 
 
-def _paper(name: str) -> PaperRow:
+def _paper_row(name: str) -> PaperRow:
     name = name.removesuffix(REWRITTEN)
     return PAPER[ELSEWHERE.get(name, name)]
 
@@ -107,7 +107,7 @@ def markdown(record: Record) -> str:
         table = markdown_table(
             ['model', 'top-1 (quoted)', 'images a second', 'spread', f'speed, {BASE} = 1',
              'in the paper'],
-            [_cells(record, rows[name]) for name in sorted(rows, key=_place)],
+            [_cells(record, rows[name]) for name in sorted(rows, key=_sort_key)],
         )  # fmt: skip
         parts.append(f'**{runtime}**\n\n{table}')
     return '\n\n'.join(parts)
@@ -117,14 +117,14 @@ def _runtime(row: Row) -> str:
     return row.group.split(',')[0]
 
 
-def _place(name: str) -> tuple[int, bool]:
-    """In the paper's order, each followed by itself by Winograd."""
+def _sort_key(name: str) -> tuple[int, bool]:
+    """Sort key: the paper's order, each network before its Winograd form."""
     plain = name.removesuffix(REWRITTEN)
     return [*PAPER, *ELSEWHERE].index(plain), plain != name
 
 
 def _cells(record: Record, row: Row) -> list[Any]:
-    paper = _paper(row.name)
+    paper = _paper_row(row.name)
     if row.failure:
         return [row.name, paper.accuracy, f'not measured: {row.failure}', *[None] * 3]
     ratio = record.ratio(row.name, BASE, row.group)
@@ -139,7 +139,7 @@ def _cells(record: Record, row: Row) -> list[Any]:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Accuracy, quoted, against speed, measured: the paper's Figure 1."""
+    """Quoted accuracy against measured speed, as in the paper's Figure 1."""
     panels: dict[str, dict[str, tuple[float, float]]] = {}
     for row in record.rows:
         if row.seconds and row.name not in ELSEWHERE:

@@ -24,7 +24,7 @@ FUSED = 'fused'
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
-    """One group, in PyTorch: only there the training form runs."""
+    """One group, in PyTorch: other runtimes do not run the training form."""
     size, batch = (64, 1) if quick else (224, 4)
     run = dict(batch=batch, size=size)
     candidates = [
@@ -41,7 +41,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 
 def markdown(record: Record) -> str:
-    """A row per combination, and the fused network that all of them become."""
+    """A row per combination of branches, and one for the fused network."""
     rows: list[list[Any]] = []
     for row in record.rows:
         _, accuracy, speed = PAPER.get(row.name, (None, None, None))

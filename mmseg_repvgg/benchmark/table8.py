@@ -1,4 +1,4 @@
-"""PSPNet on Cityscapes' scale, with and without the rewrites, in every runtime (Table 8)."""
+"""PSPNet at 713x713, with and without the rewrites, in every runtime (Table 8)."""
 
 from __future__ import annotations
 
@@ -55,43 +55,43 @@ IN_TURN = {
     'B1g2': ('RepVGG-B1g2', 'ResNet-50', BASE),
     'fast': ('RepVGG-B2-fast', 'RepVGG-B1g2-fast', BASE),
 }
-"""What is measured in turn: not all at once, for a runtime may hold gigabytes for each."""
+"""Networks per group; not all in one, because a runtime may hold gigabytes for each."""
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
-    """Three groups per runtime, and one with the best of each and what users have today."""
+    """Three groups per runtime, and one of rewritten B2 in all runtimes and mmpretrain's B2."""
     if quick:
-        return {runtime: list(_both(runtime, QUICK, quick)) for runtime in runtimes}
+        return {runtime: list(_both_forms(runtime, QUICK, quick)) for runtime in runtimes}
     found = {}
     for runtime in runtimes:
         for part, names in IN_TURN.items():
             rows = {name: PAPER[name] for name in names}
-            found[f'{runtime}, {part}'] = list(_both(runtime, rows, quick))
+            found[f'{runtime}, {part}'] = list(_both_forms(runtime, rows, quick))
         undilated = dict(dilations=(1, 1, 1, 1))
         found[f'{runtime}, B2'].append(
             _candidate(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, undilated)
         )
-    found[ACROSS] = list(_across(runtimes))
+    found[ACROSS] = list(_across_runtimes(runtimes))
     return found
 
 
-def _both(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Candidate]:
-    """Every network as the paper tests it, and with the rewrites."""
+def _both_forms(runtime: str, rows: dict[str, PaperRow], quick: bool) -> Iterator[Candidate]:
+    """Every network fused, as in the paper, and with the rewrites."""
     for name, row in rows.items():
-        for suffix, more in (('', ()), (REWRITTEN, _more(runtime))):
-            yield _candidate(name + suffix, row.config, _fused(name) + more, quick, runtime)
+        for suffix, more in (('', ()), (REWRITTEN, _extra_rewrites(runtime))):
+            yield _candidate(name + suffix, row.config, _base_rewrites(name) + more, quick, runtime)
 
 
 def reference(candidate: Candidate) -> Candidate | None:
-    """The same network fused, in PyTorch; none for other codes' networks."""
+    """The same network fused, in PyTorch; None for networks of other code bases."""
     if candidate.name == USUAL:
         return None
     name = candidate.name.split(REWRITTEN)[0]
-    settings = dict(candidate.settings, rewrites=list(_fused(name)), runtime='pytorch')
+    settings = dict(candidate.settings, rewrites=list(_base_rewrites(name)), runtime='pytorch')
     return replace(candidate, name=name, settings=settings)
 
 
-def _across(runtimes: Sequence[str]) -> Iterator[Candidate]:
+def _across_runtimes(runtimes: Sequence[str]) -> Iterator[Candidate]:
     config = PAPER['RepVGG-B2'].config
     theirs = dict(
         type='mmpretrain.RepVGG',
@@ -102,15 +102,15 @@ def _across(runtimes: Sequence[str]) -> Iterator[Candidate]:
     )
     yield _candidate(USUAL, config, ('own',), False, 'pytorch', theirs)
     for runtime in runtimes:
-        rewrites = FUSED + _more(runtime)
+        rewrites = FUSED + _extra_rewrites(runtime)
         yield _candidate(f'RepVGG-B2{REWRITTEN}, {runtime}', config, rewrites, False, runtime)
 
 
-def _more(runtime: str) -> tuple[str, ...]:
+def _extra_rewrites(runtime: str) -> tuple[str, ...]:
     return MORE_IN_PYTORCH if is_pytorch(runtime) else MORE
 
 
-def _fused(name: str) -> tuple[str, ...]:
+def _base_rewrites(name: str) -> tuple[str, ...]:
     return FUSED if name.startswith('RepVGG') else FUSED_RESNET
 
 
@@ -168,7 +168,7 @@ def _runtime(row: Row) -> str:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Ratios to ResNet-101 by runtime, the paper's beside them."""
+    """Speed relative to ResNet-101 by runtime, next to the paper's."""
     rows = [row for row in record.rows if row.group != ACROSS and row.name != UNDILATED]
     group_of = {(_runtime(row), row.name): row.group for row in rows}
     runtimes = list(dict.fromkeys(_runtime(row) for row in rows))

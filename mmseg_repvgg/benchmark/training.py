@@ -1,7 +1,7 @@
-"""What training costs, in time and memory kept: our block and backbone compared with mmpretrain's.
+"""The time and memory of training: our block and backbone compared with mmpretrain's.
 
-A timed call is a few training steps one after the other: a step after a pause, while another model
-had the machine, takes up to twice the time of one within a training.
+A timed call is several training steps in a row: the first step after a pause, in which another
+model ran, takes up to twice as long as the next ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmseg_repvgg.models.block import RepVGGBlock
 
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'ours': False, 'recompute_1x1': True}
-"""``recompute_1x1`` by kind; mmpretrain's has no such thing."""
+"""``recompute_1x1`` by kind; mmpretrain has no such option."""
 
 STEPS = dict(block=20, backbone=3)
 """Training steps of a timed call."""
@@ -52,10 +52,10 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def kept_bytes(module: nn.Module, x: Tensor) -> tuple[int, Any]:
-    """What a forward pass leaves in memory for the backward pass, and its output.
+    """Bytes that a forward pass keeps for the backward pass, and its output.
 
-    All that lives counts, whatever holds it: what autograd's hooks on saved tensors see need not be
-    all. The output counts, too, which the next layer keeps; ``x``, parameters and buffers do not.
+    Every live tensor counts, because autograd's hooks on saved tensors may not see all of them. The
+    output counts too: the next layer keeps it. ``x``, parameters and buffers do not count.
 
     Args:
         module: In training mode.
@@ -80,13 +80,13 @@ def block(
     """Training steps of one block.
 
     Args:
-        kind: One of :data:`KINDS`.
-        channels: Of its input.
-        size: Height and width of its input.
-        batch: Examples.
-        out_channels: Of its output, if they differ.
-        dilation: Of the 3x3 conv.
-        steps: Of each call.
+        kind: Key of :data:`KINDS`.
+        channels: Input channels.
+        size: Height and width of the input.
+        batch: Number of examples.
+        out_channels: Output channels, if different.
+        dilation: Dilation of the 3x3 conv.
+        steps: Steps per call.
         **geometry: ``stride`` and ``groups``.
     """
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def block(
         )
     else:
         module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=bool(KINDS[kind]), **geometry)
-    return _training(module, x.requires_grad_(), steps)
+    return _training_steps(module, x.requires_grad_(), steps)
 
 
 def backbone(
@@ -109,11 +109,11 @@ def backbone(
     """Training steps of a backbone.
 
     Args:
-        kind: One of :data:`KINDS`.
-        arch: Of its table.
+        kind: Key of :data:`KINDS`.
+        arch: Name of the architecture.
         size: Height and width of the images.
-        batch: Images.
-        steps: Of each call.
+        batch: Number of images.
+        steps: Steps per call.
         **settings: Strides and dilations.
     """
     torch.manual_seed(0)
@@ -123,24 +123,24 @@ def backbone(
         module: nn.Module = repvgg.RepVGG(arch, out_indices=(0, 1, 2, 3), **settings)
     else:
         module = DilatedRepVGG(arch, recompute_1x1=bool(KINDS[kind]), **settings)
-    return _training(module, torch.randn(batch, 3, size, size), steps)
+    return _training_steps(module, torch.randn(batch, 3, size, size), steps)
 
 
-def _training(module: nn.Module, x: Tensor, steps: int) -> Built:
-    """Steps of forward, backward from random gradients of the outputs, and SGD."""
+def _training_steps(module: nn.Module, x: Tensor, steps: int) -> Built:
+    """Training steps: forward, backward from random gradients of the outputs, SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     module.train()  # mmpretrain's returns None
     module.to(device)
     x = x.detach().to(device).requires_grad_(x.requires_grad)
     kept, outs = kept_bytes(module, x)
-    gradients = [torch.randn_like(out) for out in _listed(outs)]
+    gradients = [torch.randn_like(out) for out in _as_list(outs)]
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
     def call() -> None:
         for _ in range(steps):
             x.grad = None
             optimizer.zero_grad()
-            torch.autograd.backward(_listed(module(x)), gradients)
+            torch.autograd.backward(_as_list(module(x)), gradients)
             optimizer.step()
         if device == 'cuda':
             torch.cuda.synchronize()
@@ -148,12 +148,12 @@ def _training(module: nn.Module, x: Tensor, steps: int) -> Built:
     return Built(call, info=dict(kept_bytes=kept))
 
 
-def _listed(outs: Any) -> list[Tensor]:
+def _as_list(outs: Any) -> list[Tensor]:
     return [outs] if isinstance(outs, Tensor) else list(outs)
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
-    """A group a layer and a backbone, in PyTorch: nothing else trains."""
+    """A group per layer and per backbone, in PyTorch: no other runtime trains."""
     things = [(name, 'block', settings) for name, settings in BLOCKS.items()]
     things += [(name, 'backbone', settings) for name, settings in BACKBONES.items()]
     steps = STEPS
@@ -170,7 +170,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
                 f'{__name__}:{builder}',
                 dict(kind=kind, steps=steps[builder], **settings),
                 settings['batch'] * steps[builder],
-                spins=True,  # between hundreds of small operations, as in a training
+                spins=True,  # as in training, which runs hundreds of small operations
             )
             for kind in KINDS
         ]

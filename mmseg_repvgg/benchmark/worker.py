@@ -1,4 +1,4 @@
-"""A candidate's own process: builds it, calls it when told, says how much memory it took."""
+"""A process for one candidate: builds it, calls it on request, reports its peak memory."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """The side of the parent.
+    """The parent's handle on a candidate's process.
 
-    A process each keeps one library's threads and memory out of the next one's figures, and lets a
-    candidate fail, or be stopped at a time limit, alone.
+    In separate processes, the threads and memory of one library do not affect the figures of
+    another, and a candidate can fail or be stopped without the others.
 
     Args:
         candidate: What the process builds and calls.
-        threads: Of every library in it.
+        threads: Number of threads of each library.
         time_limit: Seconds for building, and for each call.
     """
 
@@ -47,14 +47,14 @@ class Worker:
         theirs.close()
 
     def ask(self, command: str) -> Any:
-        """Let the process do something and wait for its answer.
+        """Send a command and wait for the answer.
 
         Args:
-            command: ``build`` (answers the info), ``call`` (seconds), ``output`` (class indices or
-                None), ``memory`` (peak bytes since it was built).
+            command: ``build`` (returns the info), ``call`` (seconds), ``output`` (class indices or
+                None), ``memory`` (peak bytes since the build).
 
         Raises:
-            WorkerError: If it fails, ends, or takes longer than the time limit.
+            WorkerError: If the command fails, the process ends, or the time limit is exceeded.
         """
         try:
             self._connection.send(command)
@@ -65,7 +65,7 @@ class Worker:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join(10)
             code = self._process.exitcode
-            reason = ', as by a machine out of memory' if code == -9 else ''
+            reason = ', probably out of memory' if code == -9 else ''
             raise WorkerError(f'its process ended with code {code}{reason}') from None
         if answer == 'failed':
             raise WorkerError(value)
@@ -80,18 +80,18 @@ class Worker:
 
 @contextlib.contextmanager
 def _environment(threads: int, spins: bool) -> Any:
-    """Set what libraries read when they are loaded: number of threads, and how idle ones wait."""
+    """Set the variables that libraries read on import: number of threads, how idle ones wait."""
     wanted: dict[str, str | None] = {name: str(threads) for name in THREAD_VARIABLES}
     wanted['OMP_WAIT_POLICY'] = None if spins else 'PASSIVE'
     before = {name: os.environ.get(name) for name in wanted}
-    _set(wanted)
+    _set_variables(wanted)
     try:
         yield
     finally:
-        _set(before)
+        _set_variables(before)
 
 
-def _set(variables: Mapping[str, str | None]) -> None:
+def _set_variables(variables: Mapping[str, str | None]) -> None:
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -101,7 +101,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
     """Answer the parent until it closes the connection."""
-    with contextlib.suppress(OSError):  # if memory runs out, this process goes, not the parent
+    with contextlib.suppress(OSError):  # out of memory: kill this process, not the parent
         Path('/proc/self/oom_score_adj').write_text('900')
     built: Any = None
     while True:
@@ -126,7 +126,7 @@ def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
 def _build(candidate: Candidate, threads: int) -> Any:
     import torch
 
-    warnings.simplefilter('ignore')  # of libraries, about what is not measured here
+    warnings.simplefilter('ignore')  # library warnings do not matter here
     torch.set_num_threads(threads)
     module, function = candidate.builder.split(':')
     builder = getattr(importlib.import_module(module), function)
@@ -140,13 +140,13 @@ def _call(built: Any) -> float:
 
 
 def resident_peak(reset: bool = False) -> int:
-    """Peak resident memory of this process in bytes, as the kernel keeps it.
+    """Peak resident memory of this process in bytes, as the kernel counts it.
 
     Args:
-        reset: Start the record anew first, from what is resident now.
+        reset: First reset the peak to the current resident memory.
 
     Raises:
-        OSError: Where there is no ``/proc``.
+        OSError: If there is no ``/proc``.
     """
     if reset:
         Path('/proc/self/clear_refs').write_text('5')
@@ -155,8 +155,8 @@ def resident_peak(reset: bool = False) -> int:
     return int(kilobytes) * 1024
 
 
-def _peak(built: Any) -> int | None:
-    """Peak bytes since it was built, as it counts itself, else resident memory."""
+def _peak_memory(built: Any) -> int | None:
+    """Peak bytes since the build: the candidate's own count if it has one, else resident memory."""
     if built.memory is not None:
         return built.memory()
     with contextlib.suppress(OSError):
@@ -167,5 +167,5 @@ def _peak(built: Any) -> int | None:
 _COMMANDS = {
     'call': _call,
     'output': lambda built: built.output() if built.output else None,
-    'memory': _peak,
+    'memory': _peak_memory,
 }

@@ -8,7 +8,7 @@ from torch import nn
 from mmseg_repvgg.benchmark import execution, table4, table8
 from mmseg_repvgg.benchmark.execution import EXECUTIONS, is_pytorch
 from mmseg_repvgg.benchmark.forward import forward_pass
-from mmseg_repvgg.benchmark.run import _possible, run_benchmark
+from mmseg_repvgg.benchmark.run import _select_runtimes, run_benchmark
 
 ON_A_GPU = [name for name, e in EXECUTIONS.items() if e.needs_gpu]
 
@@ -40,11 +40,11 @@ def test_pytorch_runs_as_the_name_says(name):
 
 def test_a_gpu_adds_its_ways(monkeypatch):
     if not torch.cuda.is_available():
-        assert not {*ON_A_GPU} & {*_possible(None)}
+        assert not {*ON_A_GPU} & {*_select_runtimes(None)}
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(execution, 'is_installed', lambda name: name == 'onnxruntime')
     monkeypatch.setattr(execution, '_providers', lambda: [execution.CUDA_PROVIDER])
-    assert _possible(None) == [
+    assert _select_runtimes(None) == [
         'pytorch',
         'pytorch-tf32',
         'pytorch-channels_last',
@@ -56,16 +56,16 @@ def test_a_gpu_adds_its_ways(monkeypatch):
     for table in (table4, table8):
         measured = {
             candidate.settings.get('runtime')
-            for members in table.groups(_possible(None), quick=False).values()
+            for members in table.groups(_select_runtimes(None), quick=False).values()
             for candidate in members
         }
-        assert measured >= {*_possible(None)}
+        assert measured >= {*_select_runtimes(None)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 @pytest.mark.parametrize('name', ON_A_GPU)
 def test_without_a_gpu_it_is_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=rf"'{name}' is not there: .*CUDA, and a GPU"):
+    with pytest.raises(ValueError, match=rf"'{name}' is not available: .*CUDA support, and a GPU"):
         run_benchmark('table1', tmp_path, [name])
 
 

@@ -46,7 +46,7 @@ def test_times_memory_and_failures():
     assert set(failures) == {'unbuilt', 'broken', 'killed', 'hanging'}
     assert failures['unbuilt'] == 'no such luck (fakes.py:22)'
     assert failures['broken'] == 'no such luck (fakes.py:22)'
-    assert 'ended with code -9, as by a machine out of memory' in failures['killed']
+    assert 'ended with code -9, probably out of memory' in failures['killed']
     assert failures['hanging'] == 'not done within 15 s'
     assert all(not row.seconds for row in record.rows if row.failure)
     assert record.ratio('broken', 'one') is None
@@ -80,7 +80,7 @@ def test_a_record_survives_its_file(tmp_path):
     assert record.versions['torch']
     assert len(record.commit or 'x' * 40) >= 40
     (tmp_path / 'other.json').write_text('{"rows": 3}')
-    with pytest.raises(ValueError, match='is no record of tools/benchmark.py'):
+    with pytest.raises(ValueError, match='is not a record of tools/benchmark.py'):
         Record.read(tmp_path / 'other.json')
 
 

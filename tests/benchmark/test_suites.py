@@ -163,7 +163,7 @@ def test_records_of_parts_are_joined():
     both = joined([one, two])
     assert [r.group for r in both.rows] == ['g', 'h']
     assert both.command == 'c`, `c'
-    with pytest.raises(ValueError, match='not of one record each'):
+    with pytest.raises(ValueError, match='must be in one record only'):
         joined([one, one])
     with pytest.raises(ValueError, match='different commit cannot be joined'):
         joined([one, dataclasses.replace(two, commit='other')])
