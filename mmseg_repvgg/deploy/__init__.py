@@ -1,1 +1,1 @@
-"""From a trained model to what is served."""
+"""Fuse, export, evaluate and run trained models."""

@@ -1,4 +1,4 @@
-"""A training checkpoint -> a fused checkpoint and its config (tools/deploy_fuse.py)."""
+"""Fuse a training checkpoint and write its config (tools/deploy_fuse.py)."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ TRAINING_KEYS = (
 class FuseReport:
     """What :func:`fuse_checkpoint` did."""
 
-    counts: dict[str, int]  # places changed, by rewrite
+    counts: dict[str, int]  # places changed by each rewrite
     parameters_before: int
     parameters_after: int
     on_random: Difference  # training form against fused form, on random input
-    on_images: Difference | None  # the same on real images, where the data are there
+    on_images: Difference | None  # the same on real images; None: not compared
     num_images: int
     checkpoint: Path
     config: Path
@@ -59,7 +59,7 @@ class FuseReport:
         images = (
             f'on {self.num_images} images: {self.on_images}'
             if self.on_images
-            else 'on images: not checked, the data of test_dataloader are not there'
+            else 'on images: not checked (no data of test_dataloader, or --images 0)'
         )
         return '\n'.join(
             [
@@ -81,18 +81,18 @@ def fuse_checkpoint(
     tolerance: float | None = None,
     num_images: int = 2,
 ) -> FuseReport:
-    """Fuse a training checkpoint, prove the result equal, and write it.
+    """Fuse a training checkpoint, check that the result is equal, and write it.
 
-    Both forms are compared on random input and, where the data of ``test_dataloader`` are there, on
-    images; then the written form is built from its own config. Nothing is written before all of
-    that holds.
+    Both forms are compared on random input and, if the data of ``test_dataloader`` are there, on
+    images. Then the fused form is built from its own config and compared. Nothing is written unless
+    all checks pass.
 
     Args:
         cfg: The training config.
         checkpoint: The training checkpoint.
-        out: The fused checkpoint to write; its config goes beside it, ending in ``.py``.
+        out: The fused checkpoint to write; its config is written next to it, as ``.py``.
         rewrites: Names of the rewrites; by default all that are not slower on the CPU.
-        tolerance: Largest relative difference; by default that of the weights' dtype.
+        tolerance: Largest relative difference; the default depends on the dtype of the weights.
         num_images: How many images to compare on.
 
     Raises:
@@ -141,7 +141,7 @@ def _write(
     source: str,
     rewrites: Sequence[str],
 ) -> Path:
-    """Write the fused weights, and beside them their config, whose path is returned."""
+    """Write the fused weights and their config; return the path of the config."""
     make_folder(out.parent)
     meta = loaded.get('meta') or {}
     kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
@@ -168,7 +168,7 @@ def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Mo
 def _compare_images(
     cfg: Config, before: nn.Module, after: nn.Module, tolerance: float, count: int
 ) -> tuple[Difference | None, int]:
-    """Compare on up to ``count`` test images; the worst difference and how many there were."""
+    """Compare on up to ``count`` test images; return the worst difference and image count."""
     worst, seen = None, 0
     for image in _images(cfg, before, count):
         found = compare(before, after, image)
@@ -178,18 +178,18 @@ def _compare_images(
 
 
 def _images(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
-    """Preprocessed test images (1, C, H, W), cropped to the window of sliding-window tests."""
+    """Yield preprocessed test images (1, C, H, W), cropped to the sliding window, if any."""
     dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset')
     if count < 1 or not dataset_cfg or not os.path.isdir(dataset_cfg.get('data_root') or ''):
         return
     height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
-    for image in _loaded(dataset_cfg, count):
+    for image in _load_images(dataset_cfg, count):
         inputs = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
         yield inputs[..., :height, :width]
 
 
-def _loaded(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
-    """Images (C, H, W) of a data set; what its files cannot give is a ValueError."""
+def _load_images(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
+    """Yield images (C, H, W) of a data set; raise ValueError if a file cannot be loaded."""
     file = 'the data set'
     try:
         dataset = DATASETS.build(dataset_cfg)
@@ -197,10 +197,10 @@ def _loaded(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
             file = dataset.get_data_info(i).get('img_path', f'image {i}')
             inputs = dataset[i]['inputs']  # several views in a test-time augmentation
             yield inputs[0] if isinstance(inputs, (list, tuple)) else inputs
-    except Exception as error:  # of mmcv, OpenCV, Pillow: each has its own
+    except Exception as error:  # mmcv, OpenCV and Pillow raise different types
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise ValueError(
-            f'test_dataloader: {file} or its labels cannot be loaded: {reason}. Mend the data, or '
+            f'test_dataloader: {file} or its labels cannot be loaded: {reason}. Fix the data, or '
             'compare on random input only (--images 0)'
         ) from error
 
@@ -218,7 +218,7 @@ def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
 
 
 def name_types(settings: Any) -> Any:
-    """A copy in which classes and functions, as in mmengine's Python configs, are dotted names."""
+    """Copy settings, with dotted names for the classes and functions of Python-style configs."""
     if isinstance(settings, Mapping):
         return {key: name_types(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):
@@ -229,7 +229,7 @@ def name_types(settings: Any) -> Any:
 
 
 def _check_loads(cfg: Config, fused: nn.Module) -> None:
-    """Build the fused form from the config's own text and see that it computes the same."""
+    """Build the fused form from the text of its config and check that it computes the same."""
     text = Config.fromstring(cfg.pretty_text, '.py')
     rebuilt = MODELS.build(text.model)
     load_strictly(rebuilt, fused.state_dict(), 'the fused checkpoint')

@@ -13,18 +13,18 @@ from mmseg_repvgg.engine.config_types import type_name
 
 
 def load_segmentor(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
-    """Build the model of a config, training form or fused, and fill it; in eval mode, float32.
+    """Build the model of a config (training form or fused) with weights, in eval mode, float32.
 
     Raises:
-        CheckpointError: If the weights do not fill it.
-        ValueError: If it is no mmseg segmentor.
+        CheckpointError: If the weights do not fit the model.
+        ValueError: If it is not an mmseg segmentor.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     model = MODELS.build(model_settings(cfg))
     if not hasattr(model, 'encode_decode'):
         raise ValueError(
-            f'model type {type_name(cfg.model)!r} of {cfg.filename} is no segmentor of mmseg, and '
-            'only those are exported'
+            f'model type {type_name(cfg.model)!r} of {cfg.filename} is not an mmseg segmentor; '
+            'only those can be exported'
         )
     load_strictly(model, state, source)
     model.eval()
@@ -32,7 +32,7 @@ def load_segmentor(cfg: Config, state: dict[str, Any], source: str) -> nn.Module
 
 
 def model_settings(cfg: Config) -> dict[str, Any]:
-    """The model of a config as mmengine's Runner builds it, without weights to begin with.
+    """The model settings that mmengine's Runner builds from a config, without pretrained weights.
 
     Raises:
         ValueError: If it has no backbone.
@@ -53,6 +53,6 @@ def model_settings(cfg: Config) -> dict[str, Any]:
 
 
 def settings_of_preprocessor(cfg: Config) -> Any:
-    """Settings of the data preprocessor: the model's, or else those of the whole config."""
+    """Settings of the data preprocessor: of the model, or else of the whole config."""
     found = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
     return found.to_dict() if hasattr(found, 'to_dict') else found

@@ -1,4 +1,4 @@
-"""Whether TensorRT can read an ONNX file. TensorRT itself is not run here."""
+"""Check that TensorRT supports an ONNX file. TensorRT itself is not run here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPERATORS = frozenset(
 OPSETS = range(9, 21)
 """The opsets that TensorRT 10 supports (same source)."""
 
-# Same source, the restrictions of the row Resize
+# Same source: the restrictions of the row Resize
 RESIZE_MODES = ('nearest', 'linear')
 RESIZE_COORDINATES = (
     'half_pixel',
@@ -46,10 +46,10 @@ RESIZE_COORDINATES = (
 
 
 def check_tensorrt(path: Path) -> None:
-    """See that TensorRT's parser supports an ONNX file, as far as its documentation says.
+    """Check that TensorRT's parser supports an ONNX file, according to its documentation.
 
     Raises:
-        ValueError: Naming what it does not support.
+        ValueError: If it does not; lists the operators.
     """
     model = onnx.load(str(path), load_external_data=False)
     found = sorted(set(_unsupported(model)))
@@ -66,7 +66,7 @@ def _unsupported(model: onnx.ModelProto) -> Iterator[str]:
             yield f'operators of {opset.domain}'
         elif opset.version not in OPSETS:
             yield f'opset {opset.version}'
-    constants = {'', *(tensor.name for tensor in model.graph.initializer)}  # '' stands for none
+    constants = {'', *(tensor.name for tensor in model.graph.initializer)}  # '' is an omitted input
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
             yield node.op_type

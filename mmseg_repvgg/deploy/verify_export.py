@@ -1,4 +1,4 @@
-"""Loading an exported model in every runtime that reads it, and comparing with PyTorch."""
+"""Run an exported model in every runtime that reads it, and compare it with PyTorch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mmseg_repvgg.reparam.equivalence import EquivalenceError
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a runtime may be from PyTorch."""
+    """How much a runtime may differ from PyTorch."""
 
-    relative: float  # largest difference of logits, over the largest absolute logit
+    relative: float  # largest difference of logits / largest absolute logit
     agreement: float  # smallest share of pixels with the same class
 
 
@@ -29,10 +29,10 @@ LIMITS: dict[str, Limits] = {
     'onnxruntime': Limits(1e-4, 0.999),
     'openvino': Limits(1e-4, 0.999),
     'torch': Limits(1e-4, 0.999),
-    # Winograd with large tiles rounds more
+    # Winograd with large tiles has larger rounding errors
     'mnn': Limits(1e-2, 0.995),
 }
-"""By runtime. The pixels that may differ are those whose two best classes are nearly tied."""
+"""By runtime. Labels may differ only at pixels whose two best classes are nearly tied."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Match:
     runtime: str
     image: str  # what it was run on
     size: tuple[int, int]  # height, width
-    relative: float | None  # as in Limits; None where only labels come out
+    relative: float | None  # as in Limits; None if the model gives labels
     agreement: float
 
     def __str__(self) -> str:
@@ -66,19 +66,19 @@ def verify(
     """Run an exported model in every installed runtime that reads it.
 
     Args:
-        path: The model, with its description beside it.
-        reference: The segmentor as it was before any rewrite, in eval mode.
+        path: The model, with its description next to it.
+        reference: The segmentor before any rewrite, in eval mode.
         image: (H, W, C), in BGR, of the model's size.
-        name: What the image is.
-        tolerance: Instead of :attr:`Limits.relative` of every runtime.
-        agreement: Instead of :attr:`Limits.agreement`.
-        normalize: As of :meth:`Normalisation.of`.
+        name: Name of the image, for reports and errors.
+        tolerance: Replaces :attr:`Limits.relative` of every runtime.
+        agreement: Replaces :attr:`Limits.agreement`.
+        normalize: See :meth:`Normalisation.of`.
 
     Returns:
         One entry per runtime, all within the limits.
 
     Raises:
-        EquivalenceError: If a runtime is not, or no runtime is there.
+        EquivalenceError: If a runtime exceeds the limits, or none is installed.
     """
     info = ModelDescription.read(path)
     pixels = as_pixels(image)
@@ -98,7 +98,7 @@ def verify(
     if not matches:
         raise EquivalenceError(
             f'{path} cannot be checked: no runtime that reads it is installed; '
-            "pip install 'mmseg-repvgg[deploy]' (python -m mmseg_repvgg.doctor says what there is)"
+            "pip install 'mmseg-repvgg[deploy]' (python -m mmseg_repvgg.doctor lists them)"
         )
     return matches
 
@@ -114,7 +114,7 @@ def expected_and_input(
     info: ModelDescription,
     normalize: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What PyTorch gives for pixels (N, C, H, W) in BGR, and what the exported model takes.
+    """PyTorch's logits for pixels (N, C, H, W) in BGR, and the input of the exported model.
 
     Raises:
         EquivalenceError: If PyTorch gives NaN or infinite logits.
@@ -129,7 +129,7 @@ def input_of(
     info: ModelDescription,
     normalize: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """What the exported model takes of pixels (N, C, H, W) in BGR."""
+    """The input of the exported model for pixels (N, C, H, W) in BGR."""
     raw, normalised = raw_and_normalised(reference, pixels, normalize)
     return (raw if info.preprocessing_inside else normalised).cpu().numpy()
 
@@ -149,7 +149,7 @@ def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
 def compare_output(
     runtime: str, image: str, expected: np.ndarray, output: np.ndarray, info: ModelDescription
 ) -> Match:
-    """Compare what a runtime gave with PyTorch's logits (N, classes, H, W)."""
+    """Compare the output of a runtime with PyTorch's logits (N, classes, H, W)."""
     labels, relative = output, None
     if not info.argmax_inside:
         labels = labels_of(output, info)
@@ -172,8 +172,7 @@ def _require(match: Match, tolerance: float, agreement: float) -> None:
     logits_fit = match.relative is None or match.relative <= tolerance
     if not (logits_fit and match.agreement >= agreement):
         raise EquivalenceError(
-            f'the exported model is not equal to PyTorch: {match}. Allowed are logits that differ '
-            f'by {tolerance:.2g} of the largest and an agreement of {100 * agreement:.4g} %. '
-            'Nothing was written; leave rewrites out, or allow more with --tolerance and '
-            '--agreement'
+            f'the exported model is not equal to PyTorch: {match}. Logits may differ by at most '
+            f'{tolerance:.2g} of the largest, and the agreement must be {100 * agreement:.4g} % or '
+            'more. Nothing was written; use fewer --rewrites, or set --tolerance and --agreement'
         )

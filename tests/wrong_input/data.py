@@ -73,16 +73,16 @@ def fill(value, shape=(64, 128)):
 
 IDS = ('_gtFine_labelTrainIds.png has the ids 33', 'classes 0 to 18, and 255 is ignored',
        'prepare_cityscapes.py --force')  # fmt: skip
-MEND = ('Mend the data', '--images 0')
+FIX = ('Fix the data', '--images 0')
 for name, call, parts in [
     ('unknown ids in training', lambda g: train_on(g, fill(33)), IDS),
     ('unknown ids in validation', lambda g: train_on(g, fill(33), 'val'), IDS),
     ('coloured labels', lambda g: train_on(g, fill(3, (64, 128, 3))),
      ('(64, 64, 3)', 'one channel')),
     ('labels too small', lambda g: train_on(g, fill(3, (32, 32))), ('as large as its image',)),
-    ('corrupt test image', lambda g: fuse_on(g, b'x'), ('_leftImg8bit.png or its labels', *MEND)),
-    ('empty test image', lambda g: fuse_on(g, b''), ('_leftImg8bit.png or its labels', *MEND)),
-    ('corrupt test labels', lambda g: fuse_on(g, labels=b'x'), ('_leftImg8bit.png or its', *MEND)),
+    ('corrupt test image', lambda g: fuse_on(g, b'x'), ('_leftImg8bit.png or its labels', *FIX)),
+    ('empty test image', lambda g: fuse_on(g, b''), ('_leftImg8bit.png or its labels', *FIX)),
+    ('corrupt test labels', lambda g: fuse_on(g, labels=b'x'), ('_leftImg8bit.png or its', *FIX)),
     ('id 77 in a label image',
      lambda g: convert_label_ids(g.file(png(fill(77)), 'a.png'), g.folder / 'b.png'),
      ('has the id 77, which is none of Cityscapes (0 to 33)', 'another data set')),
