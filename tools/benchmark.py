@@ -1,6 +1,6 @@
-"""Measure the paper's speed tables here: ``python tools/benchmark.py table8``.
+"""Measure the paper's speed tables: ``python tools/benchmark.py table8``.
 
-Models are measured in turn, each in a process of its own; let nothing else run. Writes
+Models are measured in turn, each in its own process; run nothing else meanwhile. Writes
 OUT/NAME.json (every single time, machine, versions), OUT/NAME.md and OUT/NAME.png.
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('name', choices=list(SUITES), help='of the paper, or our own dropin')
+    parser.add_argument('name', choices=list(SUITES), help='what to measure')
     parser.add_argument('--out', default='benchmarks', type=Path, help='folder for the results')
     parser.add_argument('--runtimes', nargs='+', metavar='NAME', help=', '.join(EXECUTIONS))
     parser.add_argument(
@@ -35,14 +35,14 @@ def main() -> None:
         '--time-limit', type=float, default=600, help='seconds for building, and for each call'
     )
     parser.add_argument(
-        '--quick', action='store_true', help='small networks: a test of the benchmark itself'
+        '--quick', action='store_true', help='small networks, to test the benchmark itself'
     )
     parser.add_argument(
         '--join',
         nargs='+',
         type=Path,
         metavar='JSON',
-        help='measure nothing: write the tables of records that were measured group by group',
+        help='do not measure; write the tables of records that were measured group by group',
     )
     args = parser.parse_args()
     with user_errors('benchmark'):

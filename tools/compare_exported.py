@@ -21,16 +21,20 @@ def main() -> None:
     )
     parser.add_argument('config', help='config of the checkpoint')
     parser.add_argument('checkpoint', help='what the models were exported from')
-    parser.add_argument('models', nargs='+', metavar='model', help='exported models, of one size')
-    parser.add_argument('--runtime', choices=list(RUNTIMES), help='default: what reads the file')
+    parser.add_argument(
+        'models', nargs='+', metavar='model', help='exported models, all of the same size'
+    )
+    parser.add_argument(
+        '--runtime', choices=list(RUNTIMES), help='default: one that reads the file'
+    )
     parser.add_argument(
         '--runtime-options',
         nargs='+',
         action=DictAction,
         default={},
-        help='of the runtime, key=value: winograd_level=1 of mnn',
+        help='options of the runtime, key=value, such as winograd_level=1 for mnn',
     )
-    parser.add_argument('--threads', type=int, help='of the runtime')
+    parser.add_argument('--threads', type=int, help='threads of the runtime')
     parser.add_argument('--images', type=int, help='how many; default: all of the test set')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'

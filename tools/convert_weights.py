@@ -5,7 +5,7 @@ import argparse
 from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.checkpoint.names import SCHEMES
 from mmseg_repvgg.command_line import user_errors
-from mmseg_repvgg.models import arch as arch  # its table names the architecture in the stamp
+from mmseg_repvgg.models import arch as arch  # fills the table that identifies the architecture
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', help='checkpoint to read (.pth or .safetensors)')
     parser.add_argument('out', help='file to write (.pth or .safetensors)')
-    parser.add_argument('--to', choices=list(SCHEMES), required=True, help='whose names')
+    parser.add_argument('--to', choices=list(SCHEMES), required=True, help='naming scheme to write')
     args = parser.parse_args()
     with user_errors('convert_weights'):
         print(convert_weights(args.source, args.out, args.to))

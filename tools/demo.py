@@ -1,4 +1,4 @@
-"""The main job on built-in data: ``python tools/demo.py``, or ``make demo``, which sets up too."""
+"""Train, fuse and evaluate on built-in data: ``python tools/demo.py``, or ``make demo``."""
 
 import argparse
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Fuse a training checkpoint: ``python tools/deploy_fuse.py CONFIG CHECKPOINT OUT.pth``.
 
-Writes OUT.pth and the config that loads it, OUT.py. Exit code 0 means that the fused model was
-proved equal; otherwise nothing is written.
+Writes OUT.pth and the config that loads it, OUT.py. Exit code 0 means that both models gave
+equal outputs; otherwise nothing is written.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='training checkpoint')
     parser.add_argument('out', help='fused checkpoint to write')
     parser.add_argument(
-        '--rewrites', nargs='+', choices=list(REWRITES), help='by default those that pay on CPUs'
+        '--rewrites', nargs='+', choices=list(REWRITES), help='default: all not slower on CPUs'
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference')
     parser.add_argument('--images', type=int, default=2, help='test images to compare on')

@@ -1,7 +1,7 @@
 """Estimate the memory of training a config: ``python tools/estimate_memory.py CONFIG --batch 2``.
 
-Nothing is computed, so that it takes seconds and little memory for any size. See docs/recipes.md
-for what is not included.
+Nothing is computed, so it takes seconds and little memory at any size. docs/recipes.md lists what
+is not included.
 """
 
 import argparse
@@ -20,14 +20,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--batch', type=int, help="images a device; by default the config's")
+    parser.add_argument('--batch', type=int, help="images per device; default: the config's")
     parser.add_argument(
-        '--crop', type=int, nargs=2, metavar=('H', 'W'), help="pixels; by default the config's"
+        '--crop', type=int, nargs=2, metavar=('H', 'W'), help="pixels; default: the config's"
     )
     parser.add_argument(
         '--measure',
         action='store_true',
-        help='do the steps for real, too: the peak of what PyTorch allocates',
+        help='also run the steps, and measure the peak of what PyTorch allocates',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
@@ -37,8 +37,8 @@ def main() -> None:
         cfg = launch.load_config(args.config, args.cfg_options)
         batch = args.batch or cfg.train_dataloader.batch_size
         size = tuple(args.crop or cfg.model.data_preprocessor.size)
-        warnings.simplefilter('ignore')  # of mmseg, about settings of the config
-        print(f'batch {batch}, crops of {size[0]}x{size[1]}, float32, a device')
+        warnings.simplefilter('ignore')  # mmseg warns about settings of the config
+        print(f'batch {batch}, crops of {size[0]}x{size[1]}, float32, per device')
         print(memory.estimate(cfg, batch, size))
         if args.measure:
             print(f'{"measured peak":20} {memory.measure(cfg, batch, size) / 2**20:9.0f} MiB')

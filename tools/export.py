@@ -1,8 +1,8 @@
 """Export a checkpoint: ``python tools/export.py CONFIG CHECKPOINT OUT.onnx --size 512 1024``.
 
 Takes a training or a fused checkpoint, with its config. Writes OUT and its description OUT.json.
-Exit code 0 means that the file was loaded in every installed runtime that reads it and gave what
-PyTorch gives; otherwise nothing is written.
+Exit code 0 means that the file was run in every installed runtime that reads it and agreed with
+PyTorch; otherwise nothing is written.
 """
 
 import argparse
@@ -35,13 +35,13 @@ def main() -> None:
         nargs=2,
         type=int,
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the images; default: the sliding windows of the config',
+        help="size of the images; default: that of the config's sliding windows",
     )
     parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images')
     parser.add_argument(
         '--preprocessing', action='store_true', help='take BGR pixels and normalise inside'
     )
-    parser.add_argument('--argmax', action='store_true', help='give class indices, not logits')
+    parser.add_argument('--argmax', action='store_true', help='return class indices, not logits')
     parser.add_argument('--rewrites', nargs='+', choices=EXPORTED, help='default: all that apply')
     parser.add_argument(
         '--no-tensorrt', action='store_true', help='allow ONNX operators TensorRT lacks'
@@ -51,10 +51,10 @@ def main() -> None:
         nargs='+',
         metavar='TRANSFORM',
         default=(),
-        help='transforms of the test pipeline that the user of the exported model does',
+        help='transforms of the test pipeline that users of the exported model do themselves',
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
-    parser.add_argument('--agreement', type=float, help='smallest share of pixels of one class')
+    parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )

@@ -1,8 +1,8 @@
 """Train at several learning rates: ``python tools/learning_rates.py benchmarks/learning_rate``.
 
 RepVGG-A0 on the demo scenes, with and without warm-up; minutes each on two CPU cores. Writes a JSON
-file a training, and OUT/learning_rates.md and .png over all that are in OUT. What is there is not
-trained again.
+file per training, and OUT/learning_rates.md and .png from all files in OUT. Skips trainings whose
+file is there.
 """
 
 import argparse

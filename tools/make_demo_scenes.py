@@ -17,7 +17,7 @@ def main() -> None:
         nargs=2,
         default=(512, 256),
         metavar=('WIDTH', 'HEIGHT'),
-        help='of the images in pixels (512 256)',
+        help='size of the images in pixels (512 256)',
     )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=2, help='processes (%(default)s)')

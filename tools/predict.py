@@ -1,8 +1,7 @@
 """Segment an image, a folder or a video: ``python tools/predict.py b2.onnx images out``.
 
-Of an image NAME.* OUT gets NAME.png, the index of the class of each pixel, and NAME_overlay.jpg; of
-a video NAME_overlay.mp4. Exit code 1 means that something could not be segmented: each such file is
-listed.
+For an image NAME.* writes NAME.png, the class index of each pixel, and NAME_overlay.jpg; for a
+video NAME_overlay.mp4. Exit code 1 means that some files could not be segmented; they are listed.
 """
 
 import argparse
@@ -18,14 +17,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('model', help='model that tools/export.py wrote, its .json beside it')
+    parser.add_argument('model', help='model written by tools/export.py, with its .json next to it')
     parser.add_argument('input', type=Path, help='image, folder of images, or video')
     parser.add_argument('out', type=Path, help='folder to write to')
-    parser.add_argument('--runtime', help='what runs the model (by default what reads the file)')
-    parser.add_argument('--device', help="where the runtime computes: 'cuda' (by default the CPU)")
-    parser.add_argument('--threads', type=int, help='of the runtime')
+    parser.add_argument('--runtime', help='runtime (default: one that reads the file)')
+    parser.add_argument('--device', help="device of the runtime: 'cuda' (default: CPU)")
+    parser.add_argument('--threads', type=int, help='threads of the runtime')
     parser.add_argument(
-        '--opacity', type=float, default=0.5, help='of the colours in overlays (%(default)s)'
+        '--opacity', type=float, default=0.5, help='opacity of overlays (%(default)s)'
     )
     parser.add_argument(
         '--pad-small-images',

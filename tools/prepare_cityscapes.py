@@ -15,9 +15,7 @@ def main() -> None:
     )
     parser.add_argument('root', help='folder that holds leftImg8bit and gtFine')
     parser.add_argument('--workers', type=int, help='processes (one per CPU, at most 8)')
-    parser.add_argument(
-        '--force', action='store_true', help='make again the label images that are there already'
-    )
+    parser.add_argument('--force', action='store_true', help='make existing label images again')
     parser.add_argument('--splits', nargs='+', choices=SPLITS, default=SPLITS)
     args = parser.parse_args()
     try:

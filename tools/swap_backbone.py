@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         '--variant',
         choices=VARIANTS,
-        help='dilation: full or fast as in the paper, none; by default as the config has it',
+        help='dilation: full or fast as in the paper, or none; default: as in the config',
     )
     parser.add_argument(
         '--weights',

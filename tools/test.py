@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
-With ``--runtime`` evaluate an exported model: ``python tools/test.py CONFIG MODEL.onnx --runtime
+With ``--runtime`` evaluates an exported model: ``python tools/test.py CONFIG MODEL.onnx --runtime
 onnxruntime``.
 """
 
@@ -22,13 +22,13 @@ def main() -> None:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file, or exported model')
-    parser.add_argument('--runtime', choices=list(RUNTIMES), help='what runs the exported model')
-    parser.add_argument('--device', help="where the runtime computes: 'cuda' (by default the CPU)")
+    parser.add_argument('--runtime', choices=list(RUNTIMES), help='runtime of the exported model')
+    parser.add_argument('--device', help="device of the runtime: 'cuda' (default: CPU)")
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for painted predictions')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
+    parser.add_argument('--show-dir', help='folder for images of the predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )

@@ -79,7 +79,7 @@ def test_the_tool(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [str(tool), *words])
     runpy.run_path(str(tool), run_name='__main__')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == 'batch 4, crops of 65x97, float32, a device'  # the demo's batch
+    assert lines[0] == 'batch 4, crops of 65x97, float32, per device'  # the demo's batch
     assert [line.split()[0] for line in lines[1:]] == [
         'parameters', 'gradients', 'optimizer', 'saved', 'peak',
     ]  # fmt: skip
