@@ -1,10 +1,10 @@
 """PSPNet on RepVGG-B2 with DeepSpeed, its optimizer states sharded (ZeRO stage 1).
 
 NOT RUN HERE: it needs GPUs and deepspeed, which is not installed with this package; the tests
-read the config and build the model only.
+only read the config and build the model.
 Command: torchrun --nproc_per_node 8 tools/train.py configs/distributed/pspnet_repvgg_b2_deepspeed.py --launcher pytorch
-Stage 1 leaves the weights whole in every process, so that the deploy hook may validate; with stage
-3 take it out of custom_hooks, as in pspnet_repvgg_b2_fsdp.py.
+With stage 1 every process has the whole weights, so the deploy hook works; with stage 3 remove it
+from custom_hooks, as in pspnet_repvgg_b2_fsdp.py.
 DeepSpeed's checkpoints are folders. The weights are in <folder>/mp_rank_00_model_states.pt.
 """
 

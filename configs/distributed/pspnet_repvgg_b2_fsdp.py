@@ -2,8 +2,8 @@
 
 NOT RUN HERE: it needs GPUs; the tests build runner and strategy settings only.
 Command: torchrun --nproc_per_node 8 tools/train.py configs/distributed/pspnet_repvgg_b2_fsdp.py --launcher pytorch
-The deploy hook is off, for no process has whole weights to fuse; there is no validation in training
-either. Afterwards: tools/deploy_fuse.py with configs/pspnet_repvgg_b2.py, and tools/test.py.
+The deploy hook and validation are off, because no process has the whole weights. After training, run
+tools/deploy_fuse.py with configs/pspnet_repvgg_b2.py, and tools/test.py.
 """
 
 _base_ = '../pspnet_repvgg_b2.py'
@@ -13,7 +13,7 @@ strategy = dict(
     type='FSDPStrategy',
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
-        use_orig_params=True,  # else the heads' rate of learning (paramwise_cfg) finds no names
+        use_orig_params=True,  # else paramwise_cfg (the heads' learning rate) finds no names
         auto_wrap_policy=dict(
             type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10**7
         ),

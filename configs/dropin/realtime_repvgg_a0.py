@@ -4,8 +4,8 @@ Command: torchrun --nproc_per_node 4 tools/train.py configs/dropin/realtime_repv
     --launcher pytorch
 Hardware: 4 GPUs, 4 crops of 1024x1024 each, as mmseg's BiSeNetV2; data and schedule are mmseg's,
 with a warm-up over 1000 iterations.
-Expected: not known, it was not trained here. Quoted from mmseg's model zoo for the networks that it
-is measured beside (Cityscapes val, mIoU): PIDNet-S 78.74, DDRNet-23-slim 77.84, BiSeNetV2 73.21.
+Expected: unknown, it was not trained here. Quoted from mmseg's model zoo for the networks that it
+is compared with (Cityscapes val, mIoU): PIDNet-S 78.74, DDRNet-23-slim 77.84, BiSeNetV2 73.21.
 Cost and speed: docs/dropin.md.
 ImageNet weights matter for so small a network; add to the command
 --cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth

@@ -21,7 +21,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
-    # the truth is loaded after the resize: it is compared at its own size
+    # labels are loaded after the resize, so that they keep their own size
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -1,8 +1,8 @@
 """A light FPN on the last three stages of RepVGG: features at strides 8, 16 and 32.
 
 A leaf config gives the backbone's ``arch``, the neck's ``in_channels``, the width of neck and head
-(64 here) and the auxiliary head's ``in_channels``. Nothing is dilated, nothing works at a stride
-below 8 but the first layers of the backbone, and the logits are those of stride 8.
+(64 here) and the auxiliary head's ``in_channels``. There is no dilation; only the first layers of
+the backbone run at a stride below 8; the logits have stride 8.
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)

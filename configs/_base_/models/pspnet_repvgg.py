@@ -1,9 +1,9 @@
 """PSPNet with a RepVGG backbone, output stride 8 (paper, section 4.3).
 
 A leaf config gives the backbone's ``arch`` and ``dilations`` and both heads' ``in_channels``.
-``align_corners`` and the auxiliary weight 0.4 are those of semseg, the code base of PSPNet; mmseg's
-PSPHead has 512 channels in the pyramid too, where semseg has a quarter of the backbone's.
-Batch size 1 a GPU does not train: the pyramid's 1x1 pool feeds a BatchNorm.
+``align_corners`` and the auxiliary weight 0.4 are those of semseg, the code base of PSPNet. The
+pyramid of mmseg's PSPHead has 512 channels; semseg's has a quarter of the backbone's.
+Training on one GPU needs at least 2 images: the pyramid's 1x1 pool feeds a BatchNorm.
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -49,6 +49,6 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
-    # semseg: windows of the training size, two thirds of it apart
+    # semseg: windows of the training size, the stride two thirds of it
     test_cfg=dict(mode='slide', crop_size=(713, 713), stride=(476, 476)),
 )

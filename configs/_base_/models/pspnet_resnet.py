@@ -1,6 +1,6 @@
 """PSPNet with a ResNet backbone, the paper's baseline (section 4.3).
 
-Everything but the backbone and the channels is that of ``pspnet_repvgg.py``. All 3x3 convs of the
+Everything but the backbone and the channels is as in ``pspnet_repvgg.py``. All 3x3 convs of the
 last two stages are dilated, by 2 and by 4, as in semseg (so no ``contract_dilation``).
 """
 

@@ -1,4 +1,4 @@
-"""120 epochs (paper, section 4.1): SGD 0.9, 0.1 with cosine annealing, global batch 256 on 8 GPUs.
+"""120 epochs (paper, section 4.1): SGD 0.1, momentum 0.9, cosine annealing, batch 256 on 8 GPUs.
 
 Weight decay 1e-4 acts on the kernels of conv and fully-connected layers only.
 """

@@ -1,6 +1,6 @@
-"""200 epochs (paper, section 4.1): as the 120, with 5 epochs of warm-up.
+"""200 epochs (paper, section 4.1): as for 120 epochs, with 5 epochs of warm-up.
 
-The configs add AutoAugment, label smoothing (0.1) and mixup (0.2, of the paper's reference
+The configs add AutoAugment, label smoothing (0.1) and mixup (0.2, from the paper's reference
 [13]).
 """
 

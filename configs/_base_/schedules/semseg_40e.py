@@ -1,7 +1,7 @@
 """40 epochs of Cityscapes (paper, section 4.3): SGD, poly 0.9 from 0.01, weight decay 1e-4.
 
 The heads learn at ten times the rate, as in semseg. 7440 iterations are 40 epochs of 2975 images at
-the global batch size 16. The schedule ends where ``train_cfg.max_iters`` says.
+the global batch size 16. The learning rate schedule ends at ``train_cfg.max_iters``.
 """
 
 optim_wrapper = dict(

@@ -9,5 +9,5 @@ Expected, quoted from the paper, not measured here: top-1 accuracy 74.56.
 _base_ = '../repvgg_b0_120e.py'
 
 model = dict(backbone=dict(block='residual_reorg'))
-# there is no fused form: only a conv and the BatchNorm after it become one
+# the block has no fused form: only each conv and its BatchNorm are fused
 custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]
