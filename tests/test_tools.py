@@ -71,7 +71,7 @@ def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_pat
 
     export = ['fused.pth', 'model.onnx', '--size', 256, 512]
     log = call('export.py', 'fused.py', *export, cwd=tmp_path)
-    assert 'rewrites: none but what the checkpoint holds' in log
+    assert 'rewrites: none besides those of the checkpoint' in log
     assert 'onnxruntime on the first test image, 256x512: logits differ by' in log
     assert 'openvino on the first test image, 129x257: logits differ by' in log
     runtime = ['model.onnx', '--runtime', 'onnxruntime', '--work-dir', 'c']

@@ -1,4 +1,4 @@
-"""A checkpoint -> a file for an inference runtime, proved equal (tools/export.py)."""
+"""Export a checkpoint for an inference runtime and compare it with PyTorch (tools/export.py)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 
 EXPORTED = ('branches', 'batchnorm', 'dilation', 'pyramid')
-"""The rewrites that a graph shows; by Winograd or not is the runtime's choice. No runtime was seen
-to be slower with one of them, so that by default all are done that find something to act on."""
+"""The rewrites that change an exported graph; the runtime decides about Winograd. No runtime was
+slower with any of them, so all that apply are the default."""
 
 SMALLEST = 32  # pixels
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is exported, besides the network itself."""
+    """Options of :func:`export`."""
 
     size: tuple[int, int] | None = None  # height, width; None: that of the sliding windows
     dynamic_batch: bool = False
@@ -53,14 +53,14 @@ class Options:
 class ExportReport:
     """What :func:`export` did."""
 
-    counts: dict[str, int]  # places changed, by rewrite
+    counts: dict[str, int]  # places changed by each rewrite
     matches: tuple[Match, ...]
     info: ModelDescription
     path: Path
-    notes: tuple[str, ...] = ()  # how the file differs from the config's way of testing
+    notes: tuple[str, ...] = ()  # how the file differs from what the config tests
 
     def __str__(self) -> str:
-        rewrites = describe(self.counts) if self.counts else 'none but what the checkpoint holds'
+        rewrites = describe(self.counts) if self.counts else 'none besides those of the checkpoint'
         height, width = self.info.size
         batch = 'any batch' if self.info.dynamic_batch else 'batch 1'
         return '\n'.join(
@@ -80,34 +80,34 @@ def export(
     model_format: str | None = None,
     options: Options | None = None,
 ) -> ExportReport:
-    """Export a training or fused checkpoint, and prove the file equal to PyTorch.
+    """Export a training or fused checkpoint, and check that the file is equal to PyTorch.
 
-    The file is loaded in every installed runtime that reads it and compared with the network as it
-    was before any rewrite; so is one of an odd size, made for the comparison only. Nothing is
-    written to ``out`` before all of that holds.
+    The file runs in every installed runtime that reads it, and is compared with the network before
+    any rewrite. So is a temporary file with an odd input size. Nothing is written to ``out`` unless
+    all checks pass.
 
     Args:
         cfg: The config of the checkpoint.
         checkpoint: The weights, in training form or fused.
-        out: The file to write; its description goes beside it, ending in ``.json``.
-        model_format: One of :data:`FORMATS`; by default what ``out`` ends in says.
-        options: What is exported.
+        out: The file to write; its description is written next to it, as ``OUT.json``.
+        model_format: One of :data:`FORMATS`; by default it follows from the suffix of ``out``.
+        options: See :class:`Options`.
 
     Raises:
         CheckpointError: If the checkpoint does not fit the config.
-        EquivalenceError: If a runtime gives something else than PyTorch.
+        EquivalenceError: If the output of a runtime differs from PyTorch.
         ValueError: If the network cannot be exported, or on a wrong argument.
         RuntimeError: If a package for the format is not installed.
     """
     options, out = options or Options(), Path(os.path.abspath(out))
-    model_format = _checked_format(out, model_format)
+    model_format = _check_format(out, model_format)
     size = _size(cfg, options)
     preparation = read_test_pipeline(cfg, options.leave_out)
     loaded = read_checkpoint(checkpoint)
     reference = load_segmentor(cfg, state_dict_of(loaded), str(checkpoint))
     sample = Sample.of(cfg, preparation, num_channels(reference))
     if options.size is None:
-        size = _checked_size(_shrunk(size, sample.tested_size))
+        size = _check_size(_shrink_window(size, sample.tested_size))
     info = replace(
         describe_model(cfg, reference, loaded, Path(checkpoint), preparation),
         format=model_format,
@@ -137,42 +137,42 @@ def export(
 
 
 def odd_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Half a size, rounded to odd numbers: for the check of sizes that no stride divides."""
+    """Half of a size, rounded to odd numbers, to check sizes that no stride divides."""
     height, width = size
     return max(height // 2, SMALLEST) | 1, max(width // 2, SMALLEST) | 1
 
 
-def _checked_format(out: Path, model_format: str | None) -> str:
+def _check_format(out: Path, model_format: str | None) -> str:
     by_suffix = {suffix: name for name, suffix in FORMATS.items()}
     found = model_format or by_suffix.get(out.suffix)
     if found not in FORMATS or out.suffix != FORMATS[found]:
         endings = ', '.join(f'{suffix} for {name}' for name, suffix in FORMATS.items())
         raise ValueError(
-            f'OUT {str(out)!r} does not fit the format {model_format or "its name says"}; it must '
+            f'OUT {str(out)!r} does not have the suffix of {model_format or "any format"}; it must '
             f'end in {endings}'
         )
     return found
 
 
 def _size(cfg: Config, options: Options) -> tuple[int, int]:
-    """Height and width that the options give, or else the config's sliding windows have."""
+    """Height and width from the options, or else of the config's sliding windows."""
     test_cfg = cfg.model.get('test_cfg') or {}
     size = options.size or (test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None)
     if size is None:
         raise ValueError(
-            f'{cfg.filename} evaluates whole images and says no size: give --size HEIGHT WIDTH'
+            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
         )
-    return _checked_size(size)
+    return _check_size(size)
 
 
-def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+def _check_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < SMALLEST:
         raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
     return int(size[0]), int(size[1])
 
 
-def _shrunk(window: tuple[int, int], image: tuple[int, int] | None) -> tuple[int, int]:
-    """Sliding windows as mmseg shrinks them to an image that is smaller."""
+def _shrink_window(window: tuple[int, int], image: tuple[int, int] | None) -> tuple[int, int]:
+    """Shrink sliding windows to a smaller image, as mmseg does."""
     return window if image is None else (min(window[0], image[0]), min(window[1], image[1]))
 
 
@@ -190,7 +190,7 @@ def _notes(
     if not slides and tested is not None and tested != size:
         yield (
             f'the config tests images at {tested[0]}x{tested[1]} or other sizes; the exported '
-            f'model stretches all to {size[0]}x{size[1]}'
+            f'model resizes all to {size[0]}x{size[1]}'
         )
     padding = (settings_of_preprocessor(cfg) or {}).get('test_cfg')
     if padding:
@@ -202,7 +202,7 @@ def _notes(
 
 
 def _stride(cfg: Config, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The step of sliding windows, at most a window; None where the config tests whole images."""
+    """The stride of sliding windows, at most the window size; None for whole images."""
     test_cfg = cfg.model.get('test_cfg') or {}
     if test_cfg.get('mode') != 'slide':
         return None
@@ -213,16 +213,16 @@ def _stride(cfg: Config, size: tuple[int, int]) -> tuple[int, int] | None:
 def _rewrite(
     cfg: Config, reference: nn.Module, options: Options
 ) -> tuple[nn.Module, dict[str, int], tuple[str, ...]]:
-    """A rewritten copy, the places each rewrite changed, and all that the copy has had."""
+    """Return a rewritten copy, the places changed by each rewrite, and all rewrites in the copy."""
     fused = type_name(cfg.model) == 'DeployedModel'
-    # by Winograd or not is the runtime's choice, nothing of it is in the graph
+    # Winograd is left to the runtime and is not in the graph
     done = tuple(n for n in EXPORTED if n in cfg.model.get('rewrites', ())) if fused else ()
     if options.rewrites is None:
         names = [n for n in EXPORTED if n not in done]
         if not any(hasattr(m, 'get_equivalent_kernel_bias') for m in reference.modules()):
             names = [name for name in names if name != 'branches']
     else:
-        names = [name for name in _exportable(options.rewrites) if name not in done]
+        names = [name for name in _check_rewrites(options.rewrites) if name not in done]
     if not names:
         return copy.deepcopy(reference), {}, done
     rewritten, counts = deployed_copy(reference, names)
@@ -231,12 +231,12 @@ def _rewrite(
     return rewritten, counts, check_names((*done, *counts)) if (*done, *counts) else ()
 
 
-def _exportable(rewrites: tuple[str, ...]) -> tuple[str, ...]:
+def _check_rewrites(rewrites: tuple[str, ...]) -> tuple[str, ...]:
     names = check_names(rewrites)
     others = [name for name in names if name not in EXPORTED]
     if others:
         raise ValueError(
-            f'rewrites={others} are of PyTorch alone and change nothing in an exported file; '
+            f'rewrites={others} act in PyTorch only and do not change an exported file; '
             f'choose from {", ".join(EXPORTED)}'
         )
     return names
@@ -262,15 +262,14 @@ def _verify(
 
 
 def _move(written: Path, out: Path) -> None:
-    """Put all files of an export in their place, the model itself last.
+    """Move all files of an export to the folder of ``out``, the model itself last.
 
-    All are on disk before, and an older model goes first: who is stopped between them leaves no
-    model next to the description of another. Weights of an older model that lay in files of their
-    own are removed.
+    First all files are synced to disk and an older model is deleted, so an interrupted move never
+    leaves a model next to the description of another. Weight files of an older model are deleted.
     """
     files = [file for file in written.parent.iterdir() if file.is_file() and file != written]
     with ExitStack() as stack:
-        for file in (written, *files):  # left in the opposite order
+        for file in (written, *files):  # exited in reverse order
             temporary = stack.enter_context(atomic_file(out.with_name(file.name)))
             shutil.move(file, temporary)  # OUT may be a link to another file system
             with temporary.open('rb+') as stream:

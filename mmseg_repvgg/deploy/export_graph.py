@@ -1,4 +1,4 @@
-"""From a segmentor to one graph: pixels or normalised images in, logits or class indices out."""
+"""Trace a segmentor as one graph: pixels or normalised images in, logits or class indices out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTPUTS = {False: 'logits', True: 'labels'}
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What a segmentor does to an image in BGR before the network sees it."""
+    """How a segmentor normalises a BGR image before the network sees it."""
 
     mean: tuple[float, ...]  # in the order the network sees the channels
     std: tuple[float, ...]
@@ -30,15 +30,16 @@ class Normalisation:
 
     @classmethod
     def of(cls, model: Any, normalize: Mapping[str, Any] | None = None) -> Normalisation:
-        """Read it off the data preprocessor of a segmentor.
+        """Read it from the data preprocessor of a segmentor.
 
         Args:
             model: The segmentor.
-            normalize: Settings of a transform ``Normalize`` of the test pipeline; then the data
-                preprocessor must leave pixels as they are.
+            normalize: Settings of the transform ``Normalize`` of the test pipeline. If given, the
+                data preprocessor must not normalise.
 
         Raises:
-            ValueError: If that is not mmseg's, or both normalise.
+            ValueError: If the data preprocessor is not mmseg's, both normalise, or the number of
+                means does not fit the channels.
         """
         preprocessor, channels = model.data_preprocessor, num_channels(model)
         known = type(preprocessor).__module__.startswith(('mmseg.', 'mmengine.'))
@@ -47,7 +48,7 @@ class Normalisation:
                 f'data_preprocessor {type(preprocessor).__name__} is unknown: what it does to an '
                 "image cannot be described; use dict(type='SegDataPreProcessor', ...)"
             )
-        # by its name in either family; mmseg turns round three channels only
+        # the package families name it differently; mmseg reorders three channels only
         names = ('channel_conversion', '_channel_conversion')
         to_rgb = channels == 3 and any(getattr(preprocessor, name, False) for name in names)
         mean: tuple[float, ...] = (0.0,)
@@ -58,7 +59,7 @@ class Normalisation:
             if to_rgb or preprocessor._enable_normalize:
                 raise ValueError(
                     'images are normalised twice: by Normalize of the test pipeline, and by '
-                    'data_preprocessor (mean, std or bgr_to_rgb). Take one of them out'
+                    'data_preprocessor (mean, std or bgr_to_rgb). Remove one of them'
                 )
             mean, std = normalize['mean'], normalize['std']
             to_rgb = channels == 3 and bool(normalize['to_rgb'])
@@ -72,13 +73,13 @@ class Normalisation:
 
 
 class Graph(nn.Module):
-    """What is exported: the segmentor's inference on images of one size.
+    """The exported module: inference of a segmentor on images of one size.
 
     Args:
         model: An mmseg segmentor, in eval mode.
         preprocessing: Take pixels 0..255 in BGR and normalise them inside.
         argmax: Give class indices (N, H, W) int32 instead of logits (N, classes, H, W).
-        normalize: As of :meth:`Normalisation.of`.
+        normalize: See :meth:`Normalisation.of`.
     """
 
     mean: Tensor
@@ -116,13 +117,13 @@ class Graph(nn.Module):
 
 
 def num_channels(model: Any) -> int:
-    """Channels of the images that a segmentor takes: those of its backbone's first conv."""
+    """The image channels of a segmentor: the input channels of its backbone's first conv."""
     convs = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
     return next((conv.in_channels for conv in convs), 3)
 
 
 def threshold_of(model: Any) -> float | None:
-    """Above which sigmoid a head of one channel says 1; None where there is a channel a class."""
+    """Sigmoid above which a head with one channel predicts 1; None if each class has one."""
     if getattr(model, 'out_channels', 2) != 1:
         return None
     heads: Any = model.decode_head
@@ -133,63 +134,63 @@ def threshold_of(model: Any) -> float | None:
 def logits_of(model: Any, images: Tensor) -> Tensor:
     """A segmentor's logits at the size of its input: (N, C, H, W) -> (N, classes, H, W)."""
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'When align_corners=True')  # sizes it would prefer
+        warnings.filterwarnings('ignore', 'When align_corners=True')  # advice on the input size
         return model.encode_decode(images, [dict(img_shape=images.shape[2:])])
 
 
 def raw_and_normalised(
     model: Any, pixels: Tensor, normalize: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Images as the exported network takes them: with preprocessing inside, and without.
+    """Input of the exported network, with preprocessing inside and without.
 
     Args:
-        model: The segmentor, whose own data preprocessor does it.
+        model: The segmentor; its data preprocessor normalises.
         pixels: (N, C, H, W) in BGR.
-        normalize: As of :meth:`Normalisation.of`.
+        normalize: See :meth:`Normalisation.of`.
 
     Returns:
         Both (N, C, H, W) float32.
     """
     preprocessor = copy.copy(model.data_preprocessor)
-    preprocessor.test_cfg = None  # pads; a graph has one size
+    preprocessor.test_cfg = None  # it pads, but a graph has one size
     raw = pixels.float()
-    images = raw if normalize is None else _normalised_by_mmcv(raw, normalize)
+    images = raw if normalize is None else _normalize_by_mmcv(raw, normalize)
     return raw, preprocessor(dict(inputs=list(images)), False)['inputs']
 
 
-def _normalised_by_mmcv(images: Tensor, normalize: Mapping[str, Any]) -> Tensor:
+def _normalize_by_mmcv(images: Tensor, normalize: Mapping[str, Any]) -> Tensor:
     mean, std = (np.array(normalize[name], np.float64) for name in ('mean', 'std'))
-    planes = [mmcv.imnormalize(i, mean, std, normalize['to_rgb']) for i in _last(images)]
+    planes = [mmcv.imnormalize(i, mean, std, normalize['to_rgb']) for i in _channels_last(images)]
     return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).contiguous()
 
 
-def _last(images: Tensor) -> np.ndarray:
+def _channels_last(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def trace(graph: Graph, size: tuple[int, int], dynamic_batch: bool) -> ExportedProgram:
-    """Trace a graph for images of ``size`` (height, width) and one image, or any number.
+    """Trace a graph for images of ``size`` (height, width), one or any number at a time.
 
     Raises:
-        ValueError: If adaptive pooling is left, which exporters cannot express exactly.
+        ValueError: If adaptive pooling is left: see :func:`refuse_adaptive_pooling`.
     """
     like = next(graph.parameters())
-    # Not 1, which would be taken for a constant.
+    # Not 1, which would become a constant.
     shape = 2 if dynamic_batch else 1, graph.channels, *size
     images = torch.zeros(shape, device=like.device, dtype=like.dtype)
     dynamic: Any = ({0: Dim('batch', min=1)},) if dynamic_batch else None
     with torch.no_grad():
-        graph(images)  # constants for this size are made here, outside the graph
+        graph(images)  # computes the constants for this size, outside the graph
         program = torch.export.export(graph, (images,), dynamic_shapes=dynamic)
     refuse_adaptive_pooling(program)
     return program
 
 
 def refuse_adaptive_pooling(program: ExportedProgram) -> None:
-    """Raise if a graph pools to a given size; to 1 x 1, which is a mean, is fine.
+    """Raise if a graph holds adaptive pooling other than global pooling (to 1 x 1).
 
     Raises:
-        ValueError: Naming the sizes and the rewrite that removes them.
+        ValueError: If so; names the sizes and the rewrite that removes them.
     """
     sizes = sorted(
         {
@@ -201,6 +202,6 @@ def refuse_adaptive_pooling(program: ExportedProgram) -> None:
     if sizes:
         raise ValueError(
             f'the graph holds adaptive pooling to {", ".join(map(str, sizes))}, which no exported '
-            "format expresses exactly for every size. The rewrite 'pyramid' removes that of "
-            'PSPHead and UPerHead: leave it in --rewrites; other heads cannot be exported'
+            "format expresses exactly for every size. The rewrite 'pyramid' removes it from "
+            'PSPHead and UPerHead: keep it in --rewrites. Other heads cannot be exported'
         )

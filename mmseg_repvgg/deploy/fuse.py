@@ -90,7 +90,7 @@ def fuse_checkpoint(
     Args:
         cfg: The training config.
         checkpoint: The training checkpoint.
-        out: The fused checkpoint to write; its config is written next to it, as ``.py``.
+        out: The fused checkpoint to write; its config gets the same name with ``.py``.
         rewrites: Names of the rewrites; by default all that are not slower on the CPU.
         tolerance: Largest relative difference; the default depends on the dtype of the weights.
         num_images: How many images to compare on.

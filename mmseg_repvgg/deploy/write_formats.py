@@ -1,4 +1,4 @@
-"""Writing a traced graph as ONNX, OpenVINO, MNN or PyTorch file."""
+"""Write a traced graph as an ONNX, OpenVINO, MNN or PyTorch file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mmseg_repvgg.deploy.export_graph import INPUT
 from mmseg_repvgg.deploy.model_description import weight_files
 
 OPSET = 18
-"""What PyTorch's exporter writes without conversion; all runtimes here and TensorRT read it."""
+"""PyTorch's exporter writes it without conversion; all runtimes here and TensorRT read it."""
 
 LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights in one ONNX file: protobuf's limit, and room for the graph."""
+"""Largest size of the weights in an ONNX file, in bytes: protobuf's limit less the graph."""
 
 
 def write_onnx(program: ExportedProgram, path: Path, output: str) -> None:
-    """Write ONNX, the weights in the same file (past 2 GB in ``<path>.data``)."""
+    """Write ONNX with the weights in the same file (above 2 GB in ``<path>.data``)."""
     _require('onnx', 'onnxscript')
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')  # of the exporter about itself
+        warnings.simplefilter('ignore')  # the exporter's own warnings
         written = torch.onnx.export(
             program,
             input_names=[INPUT],
@@ -45,30 +45,30 @@ def write_onnx(program: ExportedProgram, path: Path, output: str) -> None:
 
 
 def write_openvino(program: ExportedProgram, path: Path, output: str) -> None:
-    """Write OpenVINO's .xml and, beside it, .bin, in fp32, by way of ONNX."""
+    """Write OpenVINO's .xml and .bin in fp32, via ONNX."""
     _require('openvino')
     import openvino
 
     source = path.with_suffix('.onnx')
     write_onnx(program, source, output)
-    # not convert_model, which reports its use over the network
+    # convert_model would report its use over the network
     model = openvino.Core().read_model(str(source))
     openvino.save_model(model, str(path), compress_to_fp16=False)
-    del model  # it maps the file
+    del model  # it keeps the file mapped
     _remove(source)
 
 
 def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
-    """Write MNN, in fp32, by way of ONNX.
+    """Write MNN in fp32, via ONNX.
 
     Raises:
-        RuntimeError: If MNN's converter fails, with what it printed.
+        RuntimeError: If MNN's converter fails; holds its output.
     """
     _require('MNN')
     source = path.with_suffix('.onnx')
     write_onnx(program, source, output)
-    # The converter's own library in a process of its own, for it prints and may abort. The script
-    # mnnconvert would install packages by pip and report its use over the network.
+    # The converter runs in its own process, because it prints and may abort. The script mnnconvert
+    # would install packages with pip and report its use over the network.
     code = 'import sys, _tools; _tools.mnnconvert(sys.argv)'
     files = ['--modelFile', source.name, '--MNNModel', path.name]
     done = subprocess.run(
@@ -98,7 +98,7 @@ WRITERS: dict[str, Callable[[ExportedProgram, Path, str], None]] = {
     'mnn': write_mnn,
     'torch': write_torch,
 }
-"""By format: write a graph to a path, naming the output."""
+"""By format: a function that writes a graph to a path with a name for the output."""
 
 
 def _remove(model: Path) -> None:
@@ -112,5 +112,5 @@ def _require(*packages: str) -> None:
         raise RuntimeError(
             f'this format needs {" and ".join(lacking)}: pip install '
             "'mmseg-repvgg[deploy]', or that package alone (python -m mmseg_repvgg.doctor says "
-            'what there is)'
+            'what is installed)'
         )

@@ -246,7 +246,7 @@ def test_a_wrong_argument_is_named(segmentor, tmp_path, out, options, text):
 
 def test_a_network_that_cannot_be_exported_is_named(segmentor, tmp_path, monkeypatch):
     cfg, _, checkpoint = segmentor
-    with pytest.raises(ValueError, match='does not fit the format mnn; it must end in .* .mnn for'):
+    with pytest.raises(ValueError, match='have the suffix of mnn; it must end in .* .mnn for'):
         export(cfg, checkpoint, tmp_path / 'm.onnx', 'mnn', Options(SIZE))
     other = Config(cfg.to_dict())
     other.model.backbone.arch = 'A0'
