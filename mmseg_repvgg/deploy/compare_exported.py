@@ -1,4 +1,4 @@
-"""How far exported models agree with PyTorch on many images (tools/compare_exported.py)."""
+"""Compare exported models with PyTorch on many images (tools/compare_exported.py)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Agreement:
     model: Path
     runtime: str
     options: Mapping[str, Any]  # of the runtime
-    matches: tuple[Match, ...]  # one an image
-    seconds: float  # a call, the median
+    matches: tuple[Match, ...]  # one per image
+    seconds: float  # per call, the median
 
     @property
     def mean(self) -> float:
-        """Share of the pixels of all images with PyTorch's class."""
+        """Share of the pixels of all images that have PyTorch's class."""
         return statistics.fmean(match.agreement for match in self.matches)
 
     def __str__(self) -> str:
@@ -63,19 +63,19 @@ def compare_exported(
     count: int | None = None,
     **options: Any,
 ) -> list[Agreement]:
-    """Run exported models on the test images of a config, each image in one model after the other.
+    """Run each test image of a config through all exported models in turn.
 
-    Images are read as the test pipeline does and resized to the size of the models. PyTorch runs
-    the network of the checkpoint as it is, without rewrites.
+    Images are read as in the test pipeline and resized to the size of the models. PyTorch runs the
+    network of the checkpoint without further rewrites.
 
     Args:
         cfg: The config of the checkpoint.
-        checkpoint: What the models were exported from.
+        checkpoint: The checkpoint that the models were exported from.
         models: Files of tools/export.py, all of one size.
         runtime: As in :func:`load_runtime`, for all models.
         threads: As in :func:`load_runtime`.
         count: How many images; None: all.
-        **options: Of the runtime's class.
+        **options: Options of the runtime's class.
 
     Raises:
         FileNotFoundError: If the data or a model are not there.
@@ -84,7 +84,7 @@ def compare_exported(
     """
     infos = [ModelDescription.read(path) for path in models]
     if len({info.size for info in infos}) != 1:
-        raise ValueError(f'models of the sizes {[info.size for info in infos]}: give one size')
+        raise ValueError(f'models have sizes {[info.size for info in infos]}: give one size')
     if count is not None and count < 1:
         raise ValueError(f'images={count} must be at least 1')
     state = state_dict_of(read_checkpoint(checkpoint))
@@ -97,7 +97,7 @@ def compare_exported(
     for index, path in enumerate(_paths(cfg, count)):
         image = read_pixels(path, preparation, infos[0].channels)
         pixels = as_pixels(resized(image, infos[0].size))
-        # PyTorch runs once an image
+        # PyTorch runs once per image
         expected, _ = expected_and_input(reference, pixels, infos[0], normalize)
         for i, (network, info) in enumerate(zip(networks, infos, strict=True)):
             images = input_of(reference, pixels, info, normalize)
@@ -121,7 +121,7 @@ def _paths(cfg: Config, count: int | None) -> list[str]:
     paths = list(islice(image_paths(cfg), count))
     if not paths:
         raise FileNotFoundError(
-            'no images are at the data_root of test_dataloader.dataset; set it with --cfg-options '
+            'no images found in data_root of test_dataloader.dataset; set it with --cfg-options '
             'test_dataloader.dataset.data_root=PATH'
         )
     return paths

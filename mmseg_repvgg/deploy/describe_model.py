@@ -1,4 +1,4 @@
-"""The description of a segmentor that is exported: classes, colours, normalisation."""
+"""Describe a segmentor for export: classes, colours, normalisation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Palette = tuple[tuple[int, int, int], ...]
 def describe_model(
     cfg: Config, model: Any, loaded: dict[str, Any], checkpoint: Path, preparation: Preparation
 ) -> ModelDescription:
-    """Describe a segmentor, but for what the export chooses: format, size, stride, rewrites.
+    """Describe a segmentor, except what the export sets: format, size, stride, rewrites.
 
     Args:
         cfg: The config.
         model: The segmentor.
-        loaded: The checkpoint as it was read.
+        loaded: The content of the checkpoint.
         checkpoint: Its file.
         preparation: What the test pipeline does.
 
@@ -66,10 +66,10 @@ def describe_model(
 
 
 def _classes(cfg: Config, loaded: dict[str, Any], count: int) -> tuple[tuple[str, ...], Palette]:
-    """Names and colours; numbers and greys where nothing gives them.
+    """Names and colours of the classes; numbers and greys if there are none.
 
     Raises:
-        ValueError: If there are names for another number of classes than the head has.
+        ValueError: If the number of names is not that of the classes of the head.
     """
     found = [(where, meta) for where, meta in _metas(cfg, loaded) if meta.get('classes')]
     names = tuple(f'class {i}' for i in range(count))
@@ -91,7 +91,7 @@ def _classes(cfg: Config, loaded: dict[str, Any], count: int) -> tuple[tuple[str
 
 
 def _metas(cfg: Config, loaded: dict[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where names of classes may be, the first that holds some decides."""
+    """Yield the sources of class names; the first that has names is used."""
     settings = first_test_set(cfg) or {}
     built = _metainfo(settings)
     if settings.get('metainfo'):
@@ -101,12 +101,12 @@ def _metas(cfg: Config, loaded: dict[str, Any]) -> Iterator[tuple[str, Mapping[s
 
 
 def _metainfo(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The meta information of a data set, of which nothing is loaded."""
+    """The meta information of a data set, without loading it."""
     if not settings:
         return {}
     try:
         return build_test_set(settings, lazy_init=True).metainfo
-    except Exception:  # a data set of the user's own that is made in another way
+    except Exception:  # a custom data set with other arguments
         kind = settings['type']
         if isinstance(kind, str):
             with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope

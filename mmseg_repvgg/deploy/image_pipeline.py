@@ -1,4 +1,4 @@
-"""What the test pipeline of a config does to images, as far as an exported model can repeat it."""
+"""Read from a config's test pipeline how images are prepared for an exported model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.engine.data_settings import data_sets
 
 FAMILY = ('mmcv.', 'mmseg.', 'mmengine.')
-"""Packages whose transforms are known by their names."""
+"""Packages whose transforms are identified by name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Preparation:
     keep_ratio: bool = True
     normalize: Mapping[str, Any] | None = None  # mean, std, to_rgb of a transform Normalize
     left_out: tuple[str, ...] = ()
-    augmented: bool = False  # the views of a test-time augmentation are not repeated
+    augmented: bool = False  # has test-time augmentation, which is not repeated
 
 
 def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparation:
@@ -36,12 +36,12 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
 
     Args:
         cfg: A config of mmseg.
-        leave_out: Names of transforms that the caller of the exported model will do.
+        leave_out: Names of transforms that the caller of the exported model applies.
 
     Raises:
-        ValueError: Naming a transform that an exported model cannot repeat.
+        ValueError: If an exported model cannot repeat a transform; names it.
     """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))  # where transforms are looked for
+    init_default_scope(cfg.get('default_scope', 'mmseg'))  # to look up transforms
     settings = first_test_set(cfg)
     found = Preparation()
     for transform in (settings or {}).get('pipeline') or ():
@@ -50,7 +50,7 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
 
 
 def first_test_set(cfg: Config) -> dict[str, Any] | None:
-    """Settings of the (first) test set of a config, without wrappers; None without any."""
+    """Settings of the first test set of a config, without wrappers; None if there is none."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     return next((settings for _, settings in data_sets(dataset)), None)
 
@@ -72,20 +72,20 @@ def _add(found: Preparation, transform: Any, leave_out: Sequence[str]) -> Prepar
         return replace(found, augmented=True)
     if known and name in _KNOWN:
         return _KNOWN[name](found, transform)
-    raise _refused(f'transform {name}', name)
+    raise _refusal(f'transform {name}', name)
 
 
-def _refused(what: str, name: str) -> ValueError:
+def _refusal(what: str, name: str) -> ValueError:
     return ValueError(
         f'test_dataloader: the {what} of the test pipeline changes what the network sees, and an '
-        'exported model cannot repeat it. Take it out of the pipeline and train and test without '
-        'it; or, if whoever runs the exported model does it to the images, say so with '
+        'exported model cannot repeat it. Remove it from the pipeline, and train and test without '
+        'it. Or, if the user of the exported model applies it to the images, pass '
         f'--leave-out {name}'
     )
 
 
 def _first_view(groups: Sequence[Sequence[Any]]) -> Iterator[Any]:
-    """The steps of one view without its flips and scales, which are the augmentation."""
+    """Yield the steps of one view without flips and scales, which are the augmentation."""
     for group in groups:
         if group and type_name(group[0]) not in ('Resize', 'RandomFlip'):
             yield group[0]
@@ -98,22 +98,22 @@ def _unchanged(found: Preparation, transform: Any) -> Preparation:
 def _load(found: Preparation, transform: Any) -> Preparation:
     backend = transform.get('imdecode_backend', 'cv2')
     if backend not in (None, 'cv2'):
-        raise _refused(f"LoadImageFromFile(imdecode_backend='{backend}')", 'LoadImageFromFile')
+        raise _refusal(f"LoadImageFromFile(imdecode_backend='{backend}')", 'LoadImageFromFile')
     color_type = transform.get('color_type', 'color')
     if color_type not in READING:
-        raise _refused(f"LoadImageFromFile(color_type='{color_type}')", 'LoadImageFromFile')
+        raise _refusal(f"LoadImageFromFile(color_type='{color_type}')", 'LoadImageFromFile')
     return replace(found, color_type=color_type)
 
 
 def _flip(found: Preparation, transform: Any) -> Preparation:
     if transform.get('prob') not in (0, None):
-        raise _refused(f'RandomFlip(prob={transform["prob"]})', 'RandomFlip')
+        raise _refusal(f'RandomFlip(prob={transform["prob"]})', 'RandomFlip')
     return found
 
 
 def _normalize(found: Preparation, transform: Any) -> Preparation:
     if found.normalize is not None:
-        raise _refused('second Normalize', 'Normalize')
+        raise _refusal('second Normalize', 'Normalize')
     values = {key: tuple(map(float, transform[key])) for key in ('mean', 'std')}
     return replace(found, normalize=dict(values, to_rgb=transform.get('to_rgb', True)))
 
@@ -121,13 +121,13 @@ def _normalize(found: Preparation, transform: Any) -> Preparation:
 def _resize(found: Preparation, transform: Any) -> Preparation:
     for key, usual in (('interpolation', 'bilinear'), ('backend', 'cv2')):
         if transform.get(key, usual) != usual:
-            raise _refused(f'Resize({key}={transform[key]!r})', 'Resize')
+            raise _refusal(f'Resize({key}={transform[key]!r})', 'Resize')
     if transform.get('scale') is None:
         if transform.get('scale_factor') not in (1, (1, 1), [1, 1]):
-            raise _refused(f'Resize(scale_factor={transform.get("scale_factor")})', 'Resize')
+            raise _refusal(f'Resize(scale_factor={transform.get("scale_factor")})', 'Resize')
         return found
     if found.resize is not None:
-        raise _refused('second Resize', 'Resize')
+        raise _refusal('second Resize', 'Resize')
     scale = transform['scale']
     width, height = (scale, scale) if isinstance(scale, int) else scale
     keep_ratio = bool(transform.get('keep_ratio', False))
@@ -141,4 +141,4 @@ _KNOWN = dict(
     Normalize=_normalize,
     Resize=_resize,
 )
-"""What an exported model can repeat, by name: how a transform adds to a Preparation."""
+"""For each transform that can be repeated, the function that adds it to a Preparation."""

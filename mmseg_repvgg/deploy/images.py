@@ -1,4 +1,4 @@
-"""Images as a service gets them -> (H, W, C), what OpenCV reads in training too."""
+"""Read, check and resize images (H, W, C) as in training, with OpenCV."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ READING = {
     'color_ignore_orientation': cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
     'grayscale_ignore_orientation': cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
 }
-"""OpenCV's flags by the name of ``color_type`` in mmcv."""
+"""OpenCV's flags by mmcv's ``color_type``."""
 
 
 def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
     """Read an image file as mmseg's ``LoadImageFromFile`` does.
 
     By default grey images become BGR, an alpha channel is dropped, 16 bits are scaled to 8, and the
-    orientation that a camera noted is applied.
+    orientation in the EXIF data is applied.
 
     Args:
         path: The file.
         color_type: One of :data:`READING`.
 
     Returns:
-        (H, W, 3) uint8, BGR; of other color types what is in the file, or (H, W) uint8 grey.
+        (H, W, 3) uint8, BGR; (H, W) uint8 if grayscale; as in the file if ``'unchanged'``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -45,7 +45,7 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
     try:
         # not cv2.imread, which returns None and may fail on names that are not ASCII
         image = cv2.imdecode(np.fromfile(path, np.uint8), READING[color_type])
-    except cv2.error as error:  # an empty file, more pixels than OpenCV's limit
+    except cv2.error as error:  # an empty file, or more pixels than OpenCV's limit
         raise ValueError(f'{path} cannot be read: {error.err}') from error
     if image is None:
         raise ValueError(f'{path} is not an image that OpenCV reads: another format, or damaged')
@@ -53,23 +53,23 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:
-    """Check an array and give it three channels.
+    """Check an image array and convert it to BGR.
 
     Args:
         image: uint8, (H, W, 3) BGR; (H, W) or (H, W, 1) grey, repeated; (H, W, 4) BGRA, whose alpha
-            is dropped. Just what OpenCV's ``IMREAD_COLOR`` makes of such files.
+            is dropped. OpenCV's ``IMREAD_COLOR`` does the same to files.
 
     Returns:
         (H, W, 3).
 
     Raises:
-        ValueError: On another shape or dtype. A range of 16-bit or float pixels is not guessed.
+        ValueError: On another shape or dtype. The range of 16-bit or float pixels is not guessed.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = f'{image.dtype}' if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(
-            f'the image is {what}, not a numpy array of uint8, 0 to 255; convert it, as 16 bits '
-            'with (image // 257).astype(np.uint8)'
+            f'the image is {what}, not a numpy array of uint8, 0 to 255; convert it, for example '
+            '16 bits with (image // 257).astype(np.uint8)'
         )
     if image.ndim == 2:
         image = image[:, :, None]
@@ -82,16 +82,16 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def as_pixels(image: np.ndarray, channels: int = 3, color_type: str = 'color') -> np.ndarray:
-    """Check an array and give it the channels of a network.
+    """Check an image array and convert it to the channels of a network.
 
     Args:
-        image: What :func:`read_image` gives of this ``color_type``, or an array like it: colour is
-            taken for grey images and grey for colour; ``'unchanged'`` may be of any dtype.
-        channels: Of the network.
+        image: As :func:`read_image` returns it for this ``color_type``. Colour is converted to grey
+            and grey to colour; with ``'unchanged'`` any numeric dtype is allowed.
+        channels: How many channels the network takes.
         color_type: One of :data:`READING`.
 
     Returns:
-        (H, W, channels), contiguous or not.
+        (H, W, channels), not always contiguous.
 
     Raises:
         ValueError: On another shape or dtype.
@@ -110,14 +110,14 @@ def as_pixels(image: np.ndarray, channels: int = 3, color_type: str = 'color') -
             f'the image has the shape {image.shape}; the network takes (H, W, {channels}), with at '
             'least one pixel'
         )
-    # what OpenCV can resize
+    # dtypes that OpenCV can resize
     return planes if planes.dtype in (np.uint8, np.uint16) else planes.astype(np.float32)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """An image of any kind for people to see: (H, W, 3) uint8 in BGR.
+    """Convert any image to a picture for viewing: (H, W, 3) uint8 in BGR.
 
-    Of more than four channels the first three are shown; other numbers than 0 to 255 are scaled.
+    Of more than four channels the first three are used. Other dtypes are scaled to 0..255.
     """
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] not in (1, 3, 4):
         image = image[:, :, :3] if image.shape[2] > 4 else image[:, :, :1]
@@ -132,13 +132,12 @@ def as_picture(image: np.ndarray) -> np.ndarray:
 def resize_as_tested(
     image: np.ndarray, resize: tuple[int, int] | None, keep_ratio: bool
 ) -> np.ndarray:
-    """Resize an image as mmcv's ``Resize`` of the test pipeline does.
+    """Resize an image like mmcv's ``Resize`` in the test pipeline.
 
     Args:
         image: (H, W, C).
         resize: Width and height; None leaves the image as it is.
-        keep_ratio: The longer and the shorter side of ``resize`` are the largest that the longer
-            and the shorter side of the image may become.
+        keep_ratio: Keep the aspect ratio; ``resize`` then limits the longer and the shorter side.
     """
     if resize is None:
         return image

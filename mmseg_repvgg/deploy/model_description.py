@@ -1,4 +1,4 @@
-"""What a service must know of an exported model, kept in a JSON file next to it."""
+"""What a service must know about an exported model, stored in a JSON file next to it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from mmseg_repvgg.atomic_files import atomic_file
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'mnn': '.mnn', 'torch': '.pt2'}
-"""The formats of exported models, and how their files end."""
+"""Formats of exported models and their file suffixes."""
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The exported network and how its input is made and its output read.
+    """An exported network, the input it takes and the output it gives.
 
-    The input is (N, channels, *size), float32. With ``preprocessing_inside`` it holds the pixels as
-    OpenCV reads them, in BGR; otherwise pixels that the caller has put into RGB order (if
-    ``to_rgb``) and normalised: ``(x - mean) / std``. The output is (N, num_outputs, *size) float32
-    logits, or with ``argmax_inside`` (N, *size) integer class indices.
+    The input is (N, channels, *size), float32. With ``preprocessing_inside`` it holds BGR pixels as
+    OpenCV reads them. Otherwise the caller reorders them to RGB (if ``to_rgb``) and normalises
+    them: ``(x - mean) / std``. The output is (N, num_outputs, *size) float32 logits, or
+    with ``argmax_inside`` (N, *size) integer class indices.
 
-    Fields with a default came later: files without them were written by an older version.
+    Fields with a default were added later: files of older versions do not have them.
 
     Raises:
-        ValueError: If the values cannot be those of a model.
+        ValueError: If ``mean`` or ``std`` is wrong.
     """
 
     format: str  # one of FORMATS
@@ -45,11 +45,11 @@ class ModelDescription:
     source_sha256: str  # of the checkpoint it was made from
     version: str  # of this package
     channels: int = 3  # of an image
-    color_type: str = 'color'  # how image files are read, as mmcv's imread names it
-    resize: tuple[int, int] | None = None  # width, height that images are resized to before windows
-    keep_ratio: bool = True  # `resize` is the largest box, as of mmcv's Resize
-    align_corners: bool = False  # of resizing logits to the size of the image
-    threshold: float | None = None  # one logit: label 1 where its sigmoid is above; None: argmax
+    color_type: str = 'color'  # how image files are read, as in mmcv's imread
+    resize: tuple[int, int] | None = None  # width, height; images are resized to it before windows
+    keep_ratio: bool = True  # `resize` is the largest box, as in mmcv's Resize
+    align_corners: bool = False  # when logits are resized to the image
+    threshold: float | None = None  # one logit: label 1 if its sigmoid is larger; None: argmax
     left_out: tuple[str, ...] = ()  # transforms of the test pipeline that the caller must do
     model_sha256: str = ''  # of the model's own files; '' is not checked
 
@@ -58,21 +58,21 @@ class ModelDescription:
             values = getattr(self, name)
             if len(values) != self.channels or not all(map(math.isfinite, values)):
                 raise ValueError(
-                    f'{name}={values} must be {self.channels} finite numbers, one a channel'
+                    f'{name}={values} must be {self.channels} finite numbers, one per channel'
                 )
         if 0 in self.std:
             raise ValueError(f'std={self.std} must not be 0: images are divided by it')
 
     @property
     def num_outputs(self) -> int:
-        """How many logits a pixel has."""
+        """The number of logits per pixel."""
         return len(self.classes) if self.threshold is None else 1
 
     def write(self, model: str | Path) -> ModelDescription:
-        """Write it next to the model file, with the hash of that.
+        """Write it next to the model file, with the hash of the model.
 
         Returns:
-            What was written.
+            The description that was written.
 
         Raises:
             OSError: If it cannot be written.
@@ -84,31 +84,30 @@ class ModelDescription:
 
     @classmethod
     def read(cls, model: str | Path) -> ModelDescription:
-        """Read what lies next to the model file.
+        """Read the description next to a model file.
 
         Raises:
             FileNotFoundError: If the model or the JSON file is not there.
-            ValueError: If the JSON file is not one that :meth:`write` made, or is that of another
-                model.
+            ValueError: If :meth:`write` did not write the JSON file, or it describes another model.
         """
         path = description_path(model)
         for file in (Path(model), path):
             if not file.is_file():
                 raise FileNotFoundError(
                     f'{file} not found: an exported model is the file that tools/export.py wrote '
-                    'and the .json beside it; keep them together'
+                    'and the .json next to it; keep them together'
                 )
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
             found = {
-                f.name: _frozen(values[f.name])
+                f.name: _to_tuple(values[f.name])
                 for f in fields(cls)
                 if f.default is MISSING or f.name in values
             }
             description = cls(**found)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'{path} is not what tools/export.py writes beside a model ({error!r}); '
+                f'{path} is not what tools/export.py writes next to a model ({error!r}); '
                 'export again'
             ) from error
         if description.model_sha256 and description.model_sha256 != _hash(model):
@@ -126,7 +125,7 @@ def description_path(model: str | Path) -> Path:
 
 
 def weight_files(model: str | Path) -> list[Path]:
-    """Where the weights of a model may be, other than in its own file: .bin of .xml, .onnx.data."""
+    """Files that may hold the weights of a model besides its own: .bin of .xml, or .onnx.data."""
     path = Path(model)
     return [path.with_suffix('.bin')] if path.suffix == '.xml' else [Path(f'{path}.data')]
 
@@ -142,5 +141,5 @@ def _hash(model: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def _to_tuple(value: Any) -> Any:
+    return tuple(_to_tuple(v) for v in value) if isinstance(value, list) else value

@@ -22,22 +22,22 @@ TRIED = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """An image of the kind that a config tests."""
+    """An image to compare an exported model on."""
 
     image: np.ndarray  # (H, W, channels) in BGR, as it is in its file
-    name: str  # what it is
+    name: str  # for reports
     tested_size: tuple[int, int] | None  # height, width as the network sees it; None: not known
 
     @classmethod
     def of(cls, cfg: Config, preparation: Preparation, channels: int) -> Sample:
-        """The first test image that can be read where the data are there, else a demo scene.
+        """The first test image that can be read, or a demo scene if there is none.
 
         Labels are not needed.
 
         Args:
             cfg: The config.
             preparation: How images are read.
-            channels: Of an image.
+            channels: How many channels an image has.
         """
         for index, path in enumerate(islice(image_paths(cfg), TRIED)):
             try:
@@ -64,14 +64,14 @@ def demo_scene(channels: int) -> np.ndarray:
 
 
 def image_paths(cfg: Config) -> Iterator[str]:
-    """The files of the images of a config's test set; none where the data are not there."""
+    """Yield the image files of a config's test set; none if the data are not there."""
     settings = first_test_set(cfg)
     if not settings:
         return
     try:
         dataset = build_test_set(settings)
         count = len(dataset)
-    except Exception:  # of any data set; its images are of use, not needed
+    except Exception:  # custom data sets may raise anything, and images are optional
         return
     for index in range(count):
         path = dataset.get_data_info(index).get('img_path')
@@ -80,7 +80,7 @@ def image_paths(cfg: Config) -> Iterator[str]:
 
 
 def build_test_set(settings: Any, **changes: Any) -> Any:
-    """A data set of a config, which loads nothing."""
+    """Build a data set of a config with an empty pipeline."""
     return DATASETS.build(dict(settings, pipeline=[], **changes))
 
 

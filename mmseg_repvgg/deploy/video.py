@@ -1,4 +1,4 @@
-"""Videos, frame by frame, by OpenCV; the sound is not carried over."""
+"""Read and write videos frame by frame with OpenCV, without sound."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy as np
 from mmseg_repvgg.atomic_files import atomic_file
 
 SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
-CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}  # by container; OpenCV brings the second itself
-FRAMES_A_SECOND = 25.0  # where a video does not say
+CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}  # by container; OpenCV always has MJPG
+FRAMES_A_SECOND = 25.0  # if a video does not say
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Video:
     """An open video."""
 
     frames: Iterator[np.ndarray]  # (H, W, 3) uint8 BGR
-    count: int | None  # of frames as its header has it, which may be wrong; None: it does not say
+    count: int | None  # of frames in the header, which may be wrong; None: not in the header
     rate: float  # frames a second
 
 
@@ -36,7 +36,7 @@ def read_video(path: Path) -> Iterator[Video]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If OpenCV reads no frame of it.
+        ValueError: If OpenCV cannot read a frame.
     """
     if not path.is_file():
         raise FileNotFoundError(f'video {path} not found')
@@ -56,16 +56,16 @@ def read_video(path: Path) -> Iterator[Video]:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
-    """Write a video, whole or not at all.
+    """Write a video; an error leaves no incomplete file.
 
     Args:
         path: Its suffix is one of :data:`CODECS`; see :func:`suffix_to_write`.
-        frames: (H, W, 3) uint8 BGR, at least one, all of one size. A side of an odd number
-            of pixels loses one: the codec takes even sides only.
+        frames: (H, W, 3) uint8 BGR, at least one, all of one size. A side with an odd number
+            of pixels loses one, because the codec takes only even sides.
         rate: Frames a second.
 
     Returns:
-        How many frames there were.
+        The number of frames.
 
     Raises:
         ValueError: If OpenCV cannot write it.
@@ -80,8 +80,8 @@ def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
             if not writer.isOpened():
                 raise ValueError(
                     f'OpenCV cannot write {path} with {size[0]}x{size[1]} pixels, {rate:g} frames '
-                    f'a second. Check that {path.parent} is a folder you may write to; else the '
-                    'video has a size or rate that the codec does not take'
+                    f'a second. Check that {path.parent} is a folder you may write to; if it '
+                    'is, the codec does not support this size or rate'
                 )
             for frame in chain([first], frames):
                 assert frame.shape == first.shape
@@ -102,7 +102,7 @@ def suffix_to_write() -> str:
             writer.release()
             if opened:
                 return suffix
-    raise ValueError(f'this OpenCV writes no videos: {", ".join(CODECS)} were tried')
+    raise ValueError(f'this OpenCV cannot write videos; tried {", ".join(CODECS)}')
 
 
 def _writer(path: Path, rate: float, size: tuple[int, ...]) -> cv2.VideoWriter:
