@@ -17,7 +17,7 @@ from mmseg_repvgg.deploy.runtimes.base import Runtime
 class RuntimeKind:
     """Where a runtime's class is, and what it needs and reads."""
 
-    module: str  # below this package
+    module: str  # in this package
     name: str  # of the class
     needs: str  # the package to import
     formats: tuple[str, ...]  # of FORMATS
@@ -29,23 +29,23 @@ RUNTIMES: dict[str, RuntimeKind] = {
     'mnn': RuntimeKind('mnn', 'MnnRuntime', 'MNN', ('mnn',)),
     'torch': RuntimeKind('torch', 'TorchRuntime', 'torch', ('torch',)),
 }
-"""By name. Of those that read a file the first that is installed is the default."""
+"""By name. The default is the first installed runtime that reads the file."""
 
 
 def load_runtime(
     path: str | Path, runtime: str | None = None, threads: int | None = None, **options: Any
 ) -> Runtime:
-    """Load an exported model and the description beside it.
+    """Load an exported model and the description next to it.
 
     Args:
         path: The file that tools/export.py wrote.
         runtime: One of :data:`RUNTIMES`; by default the first installed that reads the file.
-        threads: How many threads a call uses; None: as many as the runtime sees fit.
-        **options: Of the runtime's class: ``device``, by default ``'cpu'``; ``winograd_level`` of
-            MNN.
+        threads: How many threads a call uses; None: the runtime chooses.
+        **options: Options of the runtime's class, such as ``device`` (by default ``'cpu'``) or
+            ``winograd_level`` of MNN.
 
     Returns:
-        What takes images and has an ``info``.
+        The loaded model; call it on images.
 
     Raises:
         FileNotFoundError: If the model or its description is not there.
@@ -53,9 +53,9 @@ def load_runtime(
             option is wrong.
         RuntimeError: If the runtime is not installed.
     """
-    path = Path(os.path.abspath(path))  # right after a change of folder, for pickling
+    path = Path(os.path.abspath(path))  # so that pickles work in another working folder
     info = ModelDescription.read(path)
-    name = runtime or _default(path, info.format)
+    name = runtime or _default_runtime(path, info.format)
     if name not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r} is not known; use one of {", ".join(RUNTIMES)}')
     kind = RUNTIMES[name]
@@ -63,19 +63,19 @@ def load_runtime(
         able = [other for other, k in RUNTIMES.items() if info.format in k.formats]
         raise ValueError(
             f'{name} cannot read {path}, a model of the format {info.format!r}; use '
-            f'{" or ".join(able)}, or export for it: tools/export.py ... '
+            f'{" or ".join(able)}, or export again: tools/export.py ... '
             f'OUT{FORMATS[kind.formats[0]]}'
         )
     if threads is not None and threads < 1:
         raise ValueError(f'threads={threads} must be at least 1, or None')
     if not is_installed(name):
-        raise RuntimeError(_install(name))
+        raise RuntimeError(_install_hint(name))
     loaded = getattr(import_module(f'{__name__}.{kind.module}'), kind.name)
     try:
         return loaded(path, info, threads, **options)
     except (ValueError, TypeError):  # a wrong option
         raise
-    except Exception as error:  # each runtime has its own
+    except Exception as error:  # each runtime raises its own type
         reason = ' '.join(str(error).split())
         raise ValueError(
             f'{name} cannot read {path}: {reason}. The file is damaged, or of another version of '
@@ -84,7 +84,7 @@ def load_runtime(
 
 
 def is_installed(runtime: str) -> bool:
-    """Whether the package of a runtime is there; it is not imported."""
+    """Whether the package of a runtime is installed; does not import it."""
     return find_spec(RUNTIMES[runtime].needs) is not None
 
 
@@ -94,7 +94,7 @@ def readers(model_format: str) -> list[str]:
     return [name for name in able if is_installed(name)]
 
 
-def _default(path: Path, model_format: str) -> str:
+def _default_runtime(path: Path, model_format: str) -> str:
     if model_format not in FORMATS:
         raise ValueError(
             f'{path} has the format {model_format!r}, unknown to this version, which knows '
@@ -103,13 +103,13 @@ def _default(path: Path, model_format: str) -> str:
     found = readers(model_format)
     if not found:
         able = next(name for name, kind in RUNTIMES.items() if model_format in kind.formats)
-        raise RuntimeError(f'{path}: {_install(able)}')
+        raise RuntimeError(f'{path}: {_install_hint(able)}')
     return found[0]
 
 
-def _install(runtime: str) -> str:
+def _install_hint(runtime: str) -> str:
     return (
         f'the runtime {runtime!r} needs the package {RUNTIMES[runtime].needs}, which is not '
         "installed: pip install 'mmseg-repvgg[deploy]', or that package alone "
-        '(python -m mmseg_repvgg.doctor says what there is)'
+        '(python -m mmseg_repvgg.doctor says what is installed)'
     )

@@ -13,17 +13,17 @@ from mmseg_repvgg.deploy.model_description import ModelDescription
 
 
 class Runtime(ABC):
-    """An exported model, loaded and ready.
+    """A loaded exported model.
 
     Threads may share it. Pickling keeps the path and the options, and unpickling loads the file
-    again. After a fork the child process must load the model itself, for the threads of the runtime
-    are left behind in the parent.
+    again. After a fork the child process must load the model itself, because the threads of the
+    runtime exist only in the parent.
 
     Args:
         path: The model file, which the runtime can read.
-        info: What was written beside it.
-        threads: How many threads a call uses; None: as many as the runtime sees fit.
-        **options: Other arguments of the class, for :mod:`pickle`.
+        info: Its description.
+        threads: How many threads a call uses; None: the runtime chooses.
+        **options: Other arguments of the subclass, for :mod:`pickle`.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Runtime(ABC):
         self._options, self._process = options, os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what the model was loaded from."""
+        """Pickle how to load the model again."""
         return _load, (type(self), self.path, self.info, self.threads, self._options)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run the network on images (N, channels, *info.size) float32, for any N.
 
-        :class:`ModelDescription` says what the images hold and what comes out. A model of fixed
-        batch runs once per image.
+        :class:`ModelDescription` describes input and output. A model with a fixed batch runs once
+        per image.
 
         Raises:
             ValueError: If ``images`` has another shape or dtype.
@@ -49,14 +49,14 @@ class Runtime(ABC):
         if os.getpid() != self._process:
             raise RuntimeError(
                 f'{self.path} was loaded before this process was forked, and the threads that run '
-                'it are in the parent only: load it in each worker process, or start the workers '
+                'it exist only in the parent: load it in each worker process, or start the workers '
                 "with multiprocessing.get_context('spawn')"
             )
         expected = (self.info.channels, *self.info.size)
         if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(
                 f'images of shape {images.shape} do not fit {self.path}, which takes (N, '
-                f'{", ".join(map(str, expected))}), N at least 1: resize or cut them, or export a '
+                f'{", ".join(map(str, expected))}), N at least 1: resize or crop them, or export a '
                 'model of their size'
             )
         if images.dtype != np.float32:

@@ -1,4 +1,4 @@
-"""MNN files in MNN, whose Winograd convolutions suit plain 3x3 networks."""
+"""MNN files in MNN. Its Winograd convolutions suit plain 3x3 networks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class MnnRuntime(Runtime):
 
     Args:
         path: The .mnn file.
-        info: What was written beside it.
+        info: Its description.
         threads: As :class:`Runtime`; None: one per CPU.
-        device: ``'cpu'``, the only one here.
-        winograd_level: How large Winograd's tiles may be: 0 without Winograd, 1 small tiles, whose
-            rounding is that of a direct convolution, 3 (MNN's default) large tiles, which are
-            faster and round more.
+        device: Only ``'cpu'``.
+        winograd_level: Size of Winograd's tiles, 0 to 3. 0 is no Winograd; 1 is small tiles, as
+            exact as a direct convolution; 3 (MNN's default) is large tiles, faster but less exact.
 
     Raises:
-        ValueError: If ``device`` or ``winograd_level`` is none of those.
+        ValueError: If ``device`` or ``winograd_level`` has another value.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class MnnRuntime(Runtime):
         self.module = MNN.nn.load_module_from_file(
             str(path), ['images'], [output], runtime_manager=manager
         )
-        self.manager = manager  # MNN does not keep it
+        self.manager = manager  # MNN does not keep a reference
         self.lock = threading.Lock()  # a module has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -69,8 +68,8 @@ class MnnRuntime(Runtime):
         var = MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)
         outputs = self.module.forward([var])
         if not outputs:
-            raise RuntimeError(f'MNN could not run {self.path}; what it printed says why')
+            raise RuntimeError(f'MNN could not run {self.path}; see what it printed')
         output = outputs[0]
         if not self.info.argmax_inside:
             output = MNN.expr.convert(output, MNN.expr.NCHW)
-        return np.array(output.read())  # a copy: the next call writes to the same place
+        return np.array(output.read())  # a copy: the next call reuses the buffer

@@ -14,7 +14,7 @@ from mmseg_repvgg.deploy.runtimes.base import Runtime
 PROVIDERS = dict(
     cpu=('CPUExecutionProvider',), cuda=('CUDAExecutionProvider', 'CPUExecutionProvider')
 )
-"""By device, the preferred first."""
+"""By device, in order of preference."""
 
 
 class OnnxRuntime(Runtime):
@@ -22,15 +22,15 @@ class OnnxRuntime(Runtime):
 
     Args:
         path: The ONNX file.
-        info: What was written beside it.
+        info: Its description.
         threads: As :class:`Runtime`.
         device: ``'cpu'`` or ``'cuda'``.
-        providers: ONNX Runtime's execution providers, the preferred first; by default those of
+        providers: ONNX Runtime's execution providers, in order of preference; by default those of
             ``device``.
 
     Raises:
-        ValueError: If ``device`` is unknown, or the first provider is not there, instead of which
-            ONNX Runtime would silently take the CPU.
+        ValueError: If ``device`` is unknown, or the first provider is not available: ONNX Runtime
+            would silently use the CPU.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""OpenVINO's own files, and ONNX files, in OpenVINO."""
+"""OpenVINO and ONNX files in OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class OpenVinoRuntime(Runtime):
     """A model in OpenVINO.
 
     Args:
-        path: The .xml file, with its .bin beside it, or an ONNX file.
-        info: What was written beside it.
+        path: The .xml file, with its .bin next to it, or an ONNX file.
+        info: Its description.
         threads: As :class:`Runtime`.
-        device: OpenVINO's name of the device, in any case: ``'cpu'``, ``'gpu'``.
-        precision: What it computes in. OpenVINO's own choice is bf16 on CPUs that have it, and
-            other logits.
+        device: OpenVINO's name of the device, upper or lower case: ``'cpu'``, ``'gpu'``.
+        precision: Precision of the computation. OpenVINO's default is bf16 on CPUs that support it,
+            which changes the logits.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class OpenVinoRuntime(Runtime):
         if threads is not None:
             settings['INFERENCE_NUM_THREADS'] = threads
         self.model = openvino.Core().compile_model(str(path), device.upper(), settings)
-        self.requests = threading.local()  # one a thread: a request has one set of buffers
+        self.requests = threading.local()  # one per thread: a request has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """As :meth:`Runtime.run`."""
         if not hasattr(self.requests, 'own'):
             self.requests.own = self.model.create_infer_request()
-        # a copy: the next call writes to the same place
+        # a copy: the next call reuses the buffer
         return np.array(self.requests.own.infer([images])[0])

@@ -17,8 +17,8 @@ class TorchRuntime(Runtime):
 
     Args:
         path: The .pt2 file.
-        info: What was written beside it.
-        threads: As :class:`Runtime`; PyTorch has one number for the whole process, which this sets.
+        info: Its description.
+        threads: As :class:`Runtime`; PyTorch sets it for the whole process.
         device: Where to run it.
     """
 
@@ -33,7 +33,7 @@ class TorchRuntime(Runtime):
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
-        # constants of the graph move too, which Module.to leaves where they are
+        # unlike Module.to, it also moves constants of the graph
         program = move_to_device_pass(torch.export.load(path), self.device)
         self.module = program.module()
 
