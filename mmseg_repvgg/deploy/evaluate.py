@@ -1,4 +1,4 @@
-"""mIoU of an exported model by mmseg's own Runner and metrics (tools/test.py --runtime)."""
+"""Evaluate an exported model with mmseg's Runner and metrics (tools/test.py --runtime)."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from mmseg_repvgg.engine.config_types import type_name
 class ExportedModel(BaseSegmentor):
     """A segmentor of mmseg whose network is an exported file.
 
-    It runs on whole images of the exported size, or, where the file was exported with a stride, on
-    sliding windows of that size.
+    It runs on whole images of the exported size, or on sliding windows of that size if the file was
+    exported with a stride.
 
     Args:
         path: The file.
-        align_corners: Of the resize to the size of the truth, as the decode head's.
+        align_corners: Of the decode head, for resizing logits to the size of the ground truth.
         runtime: As in :func:`load_runtime`.
         threads: As in :func:`load_runtime`.
-        device: Where the runtime computes; None: on the CPU.
-        batch: How many windows go into one call at most.
+        device: Device of the runtime; None: the CPU.
+        batch: Largest number of windows per call.
         test_padding: ``test_cfg`` of mmseg's ``SegDataPreProcessor``.
-        normalised: The test pipeline normalises images.
+        normalised: Whether the test pipeline normalises images.
 
     Raises:
-        ValueError: As :func:`load_runtime`; or if the file cannot be evaluated so: labels have no
-            average over windows, and raw pixels no value that stands for padding.
+        ValueError: As :func:`load_runtime`; or if the file gives labels for sliding windows, or
+            takes pixels although the config pads or normalises images.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class ExportedModel(BaseSegmentor):
         self.runtime, self.info, self.batch = loaded, info, batch
         self.align_corners = align_corners
         self.out_channels = info.num_outputs
-        self.decode_head = SimpleNamespace(threshold=info.threshold)  # where mmseg looks for it
+        self.decode_head = SimpleNamespace(threshold=info.threshold)  # mmseg reads it there
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
-        """(N, 3, H, W) as the data preprocessor gives it -> mmseg's data samples."""
+        """(N, C, H, W) from the data preprocessor -> mmseg's data samples."""
         logits = self.encode_decode(inputs, [])
         return self.postprocess_result(logits, data_samples)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: Any) -> Tensor:
-        """(N, 3, H, W) -> logits (N, classes, H, W), one-hot if the file gives labels.
+        """(N, C, H, W) -> logits (N, classes, H, W), one-hot if the file gives labels.
 
         Raises:
             ValueError: If whole images have another size than the file.
@@ -98,7 +98,7 @@ class ExportedModel(BaseSegmentor):
         return output.to(inputs.device)
 
     def _windows(self, image: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
-        """(3, H, W) -> the mean logits (classes, H, W) of all windows that cover a pixel."""
+        """(C, H, W) -> the mean logits (classes, H, W) of all windows that cover a pixel."""
         size, (height, width) = self.info.size, image.shape[1:]
         if height < size[0] or width < size[1]:
             refuse_small_image((height, width), size)
@@ -113,13 +113,13 @@ class ExportedModel(BaseSegmentor):
         return logit(threshold) + (2.0 * labels - 1)[:, None]
 
     def extract_feat(self, inputs: Tensor) -> Any:
-        """Not there: the network is a file."""
+        """Not available: the network is a file."""
         raise NotImplementedError('an exported model gives logits only')
 
     _forward = encode_decode
 
     def loss(self, inputs: Tensor, data_samples: Any) -> Any:
-        """Not there: the network is a file."""
+        """Not available: the network is a file."""
         raise NotImplementedError('an exported model cannot be trained')
 
 
@@ -136,8 +136,8 @@ def test_exported(
         cfg: The config of the checkpoint that was exported.
         path: The exported file.
         runtime: As in :func:`load_runtime`.
-        device: Where the runtime computes; None: on the CPU.
-        **options: As of :func:`mmseg_repvgg.engine.launch.test`.
+        device: Device of the runtime; None: the CPU.
+        **options: See :func:`mmseg_repvgg.engine.launch.test`.
 
     Returns:
         The metrics by name, in percent.
@@ -149,7 +149,7 @@ def test_exported(
     if options.get('tta') or options.get('launcher', 'none') != 'none':
         raise ValueError(
             'an exported model is evaluated by one process and without augmentation: --runtime '
-            'goes with neither --tta nor --launcher'
+            'cannot be combined with --tta or --launcher'
         )
     preprocessor = settings_of_preprocessor(cfg) or {}
     heads = cfg.model.decode_head
@@ -162,8 +162,8 @@ def test_exported(
         test_padding=preprocessor.get('test_cfg'),
         normalised=_pipeline_normalises(cfg),
     )
-    ExportedModel(**settings)  # says what is wrong before a runner is built
-    for key in ('model', 'data_preprocessor'):  # mmengine would hand the latter to the new model
+    ExportedModel(**settings)  # raises errors before a runner is built
+    for key in ('model', 'data_preprocessor'):  # mmengine would pass the latter to the new model
         cfg.pop(key, None)
     cfg.model = dict(settings, type='ExportedModel')
     hooks = cfg.get('custom_hooks') or []

@@ -1,7 +1,7 @@
-"""Segmenter: an exported model as a function from image to label map; what a service ships.
+"""Segmenter: an exported model as a function from image to label map, for use in a service.
 
-Needs numpy, OpenCV and the runtime of the model; no PyTorch (but for the torch runtime) and no mm
-package.
+Needs numpy, OpenCV and the runtime of the model. Needs no OpenMMLab package, and PyTorch only for
+the torch runtime.
 """
 
 from __future__ import annotations
@@ -37,37 +37,36 @@ class Network(Protocol):
     info: ModelDescription
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Run it on (N, C, h, w) float32, as the info says."""
+        """Run it on (N, C, h, w) float32, as described by ``info``."""
         ...
 
 
 class Segmenter:
     """Label maps of images of any size, from a network of a fixed input size.
 
-    Images are read and resized as the test pipeline of the training does it. Without a stride in
-    its info the network sees the whole image, resized to its input size without keeping the ratio
-    of the sides, and the logits are resized back as the decode head does it. With a stride it sees
-    windows, placed and averaged as in mmseg's ``slide_inference``. mmseg shrinks the windows to an
-    image that is smaller, which a network of a fixed size cannot follow: such images are refused,
-    or with ``pad_small_images`` padded below and to the right with the mean pixel. Where the
-    network ends in argmax, labels are resized by nearest neighbour, and windows are not averaged:
-    see :func:`.tiling.nearest_labels`.
+    Without a stride in ``info``, the whole image is resized to the input size, without keeping the
+    aspect ratio, and the logits are resized back as in mmseg. With a stride, the image is resized
+    as in the test pipeline, and the network runs on sliding windows, placed and averaged as in
+    mmseg's ``slide_inference``. Images smaller than a window are an error (mmseg would shrink the
+    window), or with ``pad_small_images`` are padded below and to the right with the mean pixel. If
+    the network ends in argmax, labels are resized by nearest neighbour and windows are not
+    averaged: see :func:`.tiling.nearest_labels`.
 
-    A call changes nothing in the Segmenter: threads may share it. It can be pickled if its network
-    can; those of :func:`.load_runtime` can.
+    Threads may share a Segmenter, because calls do not change it. It can be pickled if its network
+    can; networks from :func:`.load_runtime` can.
 
     Args:
-        model: The exported file, with its .json next to it; or a network that is loaded already.
+        model: The exported file, with its .json next to it; or a loaded network.
         runtime: Name of the runtime; by default one that reads the file. Only for a file.
-        threads: As many as the runtime uses. Only for a file.
-        batch: Windows run at once, where the network takes more than one.
-        device: Where the runtime computes, as :func:`.load_runtime`: ``'cuda'``. Only for a file.
-        pad_small_images: Pad images smaller than a window instead of refusing them. Near the
-            padding the labels are not those of mmseg.
+        threads: How many threads the runtime uses. Only for a file.
+        batch: Windows per call of the network, if it takes more than one image.
+        device: Device of the runtime, as in :func:`.load_runtime`. Only for a file.
+        pad_small_images: Pad images smaller than a window instead of raising an error. Near the
+            padding, labels differ from mmseg's.
 
     Raises:
         FileNotFoundError: If the file or its .json is not there.
-        ValueError: If they do not fit, or on a wrong argument.
+        ValueError: If the file and its .json do not fit, or on a wrong argument.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Segmenter:
         elif any(value is not None for value in (runtime, threads, device)):
             raise ValueError(
                 f'runtime={runtime!r}, threads={threads!r} and device={device!r} act on a file '
-                'that is loaded, not on a network that is loaded already'
+                'only, not on a loaded network'
             )
         else:
             self.network = model
@@ -97,19 +96,19 @@ class Segmenter:
         self.batch = batch if info.dynamic_batch else 1
         self.pad_small_images = pad_small_images
         for size, stride in zip(info.size, info.stride or (), strict=False):
-            window_starts(size, size, stride)  # refuses what would leave pixels out
+            window_starts(size, size, stride)  # raises if windows would leave pixels out
         count = len(info.classes)
         self._dtype = np.uint8 if count <= 256 else np.uint16
         self._colours = np.array(info.palette, np.uint8).reshape(-1, 3)[:, ::-1]  # BGR
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (info.mean, info.std))
-        # of the image as it comes, in BGR
+        # in BGR, the order of the image
         self._mean, self._std = (mean[::-1], std[::-1]) if info.to_rgb else (mean, std)
 
     def __call__(self, image: np.ndarray | str | Path) -> np.ndarray:
         """Label every pixel.
 
         Args:
-            image: (H, W, 3) uint8 in BGR, as OpenCV reads it, or its file; for others see
+            image: (H, W, 3) uint8 in BGR, as OpenCV reads it, or an image file; for others see
                 :func:`.images.as_pixels` and :func:`.images.read_image`.
 
         Returns:
@@ -117,8 +116,8 @@ class Segmenter:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not an image, is smaller than a window, or the network is not what
-                its info says.
+            ValueError: If it is not an image, is smaller than a window, or the output of the
+                network does not fit ``info``.
         """
         if not isinstance(image, np.ndarray):
             image = self.read(image)
@@ -126,7 +125,7 @@ class Segmenter:
         return self._whole(pixels) if self.info.stride is None else self._sliding(pixels)
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Read an image file as the model was trained on: see :func:`.images.read_image`."""
+        """Read an image file as in training: see :func:`.images.read_image`."""
         return read_image(path, self.info.color_type)
 
     def overlay(self, image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.ndarray:
@@ -134,7 +133,7 @@ class Segmenter:
 
         Args:
             image: As for a call.
-            labels: (H, W) integers; where there is no class of that index, the image is left.
+            labels: (H, W) integers; at an unknown index the image stays visible.
             opacity: Of the colours, 0 to 1.
 
         Returns:
@@ -142,7 +141,7 @@ class Segmenter:
 
         Raises:
             ValueError: If image and labels differ in size, on a wrong argument, or if the model
-                came without colours.
+                has no colours.
         """
         image = as_picture(image)
         if not len(self._colours):
@@ -152,8 +151,8 @@ class Segmenter:
             )
         if labels.shape != image.shape[:2] or labels.dtype.kind not in 'iu':
             raise ValueError(
-                f'labels of the shape {labels.shape} and dtype {labels.dtype} are not those of an '
-                f'image of {image.shape[:2]}: integers, one a pixel'
+                f'labels of the shape {labels.shape} and dtype {labels.dtype} do not fit an '
+                f'image of {image.shape[:2]}: give one integer per pixel'
             )
         if not 0 <= opacity <= 1:
             raise ValueError(f'opacity={opacity} must be from 0 to 1')
@@ -177,7 +176,7 @@ class Segmenter:
         height, width = planes.shape[1:]
         network = self._run_pixels
         if height < size[0] or width < size[1]:
-            planes, network = self._padded(planes), self._run
+            planes, network = self._pad(planes), self._run
         tiling = network, planes, size, stride, self.batch
         if info.argmax_inside:
             labels = nearest_labels(*tiling)[:height, :width]
@@ -188,7 +187,7 @@ class Segmenter:
         logits = np.concatenate(list(mean_strips(*tiling)), axis=1)
         return self._labels_of_size(logits[:, :height, :width], shape)
 
-    def _padded(self, planes: np.ndarray) -> np.ndarray:
+    def _pad(self, planes: np.ndarray) -> np.ndarray:
         """Prepare (C, H, W) pixels and pad them until a window fits."""
         if not self.pad_small_images:
             refuse_small_image(planes.shape[1:], self.info.size)
@@ -226,15 +225,15 @@ class Segmenter:
         planes = () if self.info.argmax_inside else (self.info.num_outputs,)
         if output.shape != (count, *planes, height, width):
             raise ValueError(
-                f'the network makes {output.shape} of {images.shape}, and by its .json it should '
-                f'make {(count, *planes, height, width)}: they do not belong together; export again'
+                f'the network returns {output.shape} for {images.shape}, but its .json says '
+                f'{(count, *planes, height, width)}: they do not belong together; export again'
             )
         return output
 
     def _argmax(self, planes: Iterable[np.ndarray]) -> np.ndarray:
-        """Index of the greatest plane at each pixel, the first of equal ones; one at a time.
+        """Index of the largest plane at each pixel, the first if tied; reads one plane at a time.
 
-        Of a single plane with a threshold, 1 where the sigmoid is above it.
+        With a threshold there is one plane: 1 where its sigmoid is above the threshold.
         """
         labels, best = np.empty(0, self._dtype), np.empty(0)
         for index, plane in enumerate(planes):
@@ -249,7 +248,7 @@ class Segmenter:
 
 
 def logit(share: float) -> float:
-    """What the sigmoid makes ``share`` of."""
+    """The inverse of the sigmoid: -inf for ``share <= 0``, inf for ``share >= 1``."""
     if not 0 < share < 1:
         return -math.inf if share <= 0 else math.inf
     return math.log(share / (1 - share))

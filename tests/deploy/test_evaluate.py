@@ -100,7 +100,7 @@ def test_labels_are_evaluated_on_whole_images_only(segmentor, tmp_path, pytorch_
 
 @pytest.mark.parametrize('options', [dict(tta=True), dict(launcher='pytorch')])
 def test_what_an_exported_model_cannot_do_is_refused(segmentor, tmp_path, options):
-    with pytest.raises(ValueError, match='--runtime goes with neither --tta nor --launcher'):
+    with pytest.raises(ValueError, match='--runtime cannot be combined with --tta or --launcher'):
         evaluate(configured(segmentor[0], tmp_path), tmp_path / 'm.onnx', 'onnxruntime', **options)
 
 
