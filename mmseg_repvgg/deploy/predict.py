@@ -20,8 +20,8 @@ from mmseg_repvgg.deploy.segmenter import Segmenter
 LARGEST_JPEG = 65_500  # pixels a side
 
 LOST_FRAMES = 0.01
-"""Share of the frames that a video's header may count too many before it is taken for broken off;
-headers estimate."""
+"""Largest share of frames that may be missing from a complete video, because headers only estimate
+the number of frames."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -30,7 +30,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Report:
     """What :func:`predict` did."""
 
-    written: list[Path] = field(default_factory=list)  # an overlay each
+    written: list[Path] = field(default_factory=list)  # overlays
     failures: list[str] = field(default_factory=list)  # what was not segmented, and why
     note: str = ''
 
@@ -43,10 +43,10 @@ class Report:
 def predict(segmenter: Segmenter, source: Path, out: Path, opacity: float = 0.5) -> Report:
     """Segment an image, all images of a folder and its subfolders, or a video.
 
-    ``a/b.jpg`` of a folder becomes ``a/b.png``, the label map, and ``a/b_overlay.jpg``; images that
-    would get the same names keep their suffix: ``a/b.jpg.png``. A video becomes an overlay video.
-    An image that cannot be segmented is reported, and the others go on. No image that is there is
-    overwritten but results of an earlier call. Progress is shown on a terminal.
+    For ``a/b.jpg`` in a folder, the label map ``a/b.png`` and the overlay ``a/b_overlay.jpg`` are
+    written. Images that would get the same names keep their suffix: ``a/b.jpg.png``. For a video,
+    an overlay video is written. An image that cannot be segmented is reported and skipped. Existing
+    images are not overwritten, except results of an earlier call. Progress is shown on a terminal.
 
     Args:
         segmenter: The model.
@@ -76,15 +76,15 @@ def predict(segmenter: Segmenter, source: Path, out: Path, opacity: float = 0.5)
     files, results = find_images(source, out)
     report = _predict_images(segmenter, files, folder, out, opacity)
     if results:
-        report.note += f'; {results} results of an earlier call in {source} were passed over'
+        report.note += f'; {results} results of an earlier call in {source} were skipped'
     return report
 
 
 def find_images(folder: Path, out: Path) -> tuple[list[Path], int]:
-    """The images in a folder and its subfolders, sorted, and how many results were passed over.
+    """The images in a folder and its subfolders, sorted, and how many results were skipped.
 
-    Hidden files are left out, and what lies in ``out`` if that is within the folder. Results of an
-    earlier call, a label map with an overlay next to it, are passed over.
+    Hidden files are skipped, and ``out`` if it is inside the folder. Results of an earlier call, a
+    label map with an overlay next to it, are skipped too.
 
     Raises:
         ValueError: If there are none.
@@ -105,7 +105,7 @@ def find_images(folder: Path, out: Path) -> tuple[list[Path], int]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether an image is one of the pair that a call wrote."""
+    """Whether an image is a label map or overlay of an earlier call."""
     base = path.with_name(path.stem.removesuffix('_overlay'))
     if path.stem.endswith('_overlay'):
         return isfile(base.with_name(f'{base.name}.png'))
@@ -129,24 +129,24 @@ def _predict_images(
 
 
 def _targets(files: Sequence[Path], folder: Path, out: Path) -> list[tuple[Path, Path]]:
-    """Of each image the path of its results without suffix, which no other image has."""
+    """For each image, a unique path of its results, without suffix."""
     targets = [out / path.relative_to(folder).with_suffix('') for path in files]
     for full in (False, True):
-        # on file systems that do not tell a from A
-        counts = Counter(str(name).lower() for target in targets for name in _names(target))
+        # lower case, because some file systems ignore case
+        counts = Counter(str(name).lower() for target in targets for name in _result_paths(target))
         for index, (path, target) in enumerate(zip(files, targets, strict=True)):
-            if any(counts[str(name).lower()] > 1 for name in _names(target)):
+            if any(counts[str(name).lower()] > 1 for name in _result_paths(target)):
                 name = f'{path.name}.{index}' if full else path.name
                 targets[index] = target.with_name(name)
     return list(zip(files, targets, strict=True))
 
 
-def _names(target: Path) -> tuple[Path, Path]:
+def _result_paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(f'{target.name}.png'), target.with_name(f'{target.name}_overlay')
 
 
 def _predict_image(segmenter: Segmenter, path: Path, target: Path, opacity: float) -> Path:
-    """Write label map and overlay of an image; the path of the latter."""
+    """Write the label map and overlay of an image; return the path of the overlay."""
     image = segmenter.read(path)
     labels = segmenter(image)
     suffix = '.jpg' if max(image.shape[:2]) <= LARGEST_JPEG else '.png'
@@ -156,7 +156,7 @@ def _predict_image(segmenter: Segmenter, path: Path, target: Path, opacity: floa
         if file.resolve() == path.resolve() or (file.exists() and not _is_result(file)):
             raise ValueError(
                 f'{path}: its result {file} would overwrite a file that is not the result of an '
-                'earlier call; move that, or give another OUT folder'
+                'earlier call; move that file, or give another OUT folder'
             )
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(overlay, segmenter.overlay(image, labels, opacity))
@@ -178,7 +178,7 @@ def _predict_video(segmenter: Segmenter, source: Path, out: Path, opacity: float
         count, expected = video.write_video(target, overlays(), opened.rate), opened.count
     frames = f'{count} of {expected} frames' if expected else f'{count} frames'
     if expected and count < expected * (1 - LOST_FRAMES) - 1:
-        failure = f'{source} breaks off: {frames} could be read; {target} holds those'
+        failure = f'{source} is incomplete: {frames} could be read; {target} holds them'
         return Report(failures=[failure])
     return Report(written=[target], note=f': {frames}')
 

@@ -1,7 +1,7 @@
 """Sliding windows over an image, placed and averaged as mmseg's ``slide_inference`` does.
 
-All in numpy. A network of a fixed input size sees a larger image through windows, ``stride`` apart;
-the last window of a row or column is shifted back so that it ends at the border.
+Needs numpy only. A network with a fixed input size runs on windows of a larger image, ``stride``
+pixels apart. The last window of a row or column is shifted back so that it ends at the border.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows along one side of the image.
 
     Args:
-        length: Of the side, in pixels; not less than ``window``.
+        length: Length of the side in pixels, at least ``window``.
         window: Length of a window.
         stride: Pixels from one window to the next.
 
@@ -29,7 +29,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     if not 1 <= stride <= window:
         raise ValueError(
             f'a stride of {stride} pixels must be at least 1 and at most the window, {window}: '
-            'beyond that there are pixels that no window covers'
+            'otherwise no window covers some of the pixels'
         )
     assert length >= window
     count = -(-(length - window) // stride) + 1
@@ -37,12 +37,12 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def pad_to_window(image: np.ndarray, size: Pair, value: np.ndarray | float = 0) -> np.ndarray:
-    """Pad an image (K, H, W) below and to the right until a window fits; most are left alone.
+    """Pad an image (K, H, W) below and to the right until a window fits.
 
     Args:
         image: Float32.
-        size: Of a window.
-        value: Of the new pixels, (K, 1, 1) or a number.
+        size: Size of a window.
+        value: Value of the new pixels, (K, 1, 1) or a number.
     """
     channels, height, width = image.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
@@ -58,13 +58,13 @@ def refuse_small_image(shape: Sequence[int], size: Pair) -> None:
     """Raise for an image of ``shape`` (height, width) that is smaller than a window of ``size``.
 
     Raises:
-        ValueError: With both sizes and what to do.
+        ValueError: Always; names both sizes and the fix.
     """
     height, width = shape
     raise ValueError(
         f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
-        f'{size[0]}x{size[1]}. mmseg shrinks its windows to the image, which a model of a fixed '
-        f'size cannot: export one for such images with --size {min(height, size[0])} '
+        f'{size[0]}x{size[1]}. mmseg shrinks its windows to the image; a model with a fixed '
+        f'size cannot. Export one for such images with --size {min(height, size[0])} '
         f'{min(width, size[1])}, or pad them (pad_small_images=True, tools/predict.py '
         '--pad-small-images), which changes labels near the padding'
     )
@@ -75,15 +75,15 @@ def mean_strips(
 ) -> Iterator[np.ndarray]:
     """Average the logits of all windows that cover a pixel.
 
-    The result comes in strips from the top of the image to its bottom, each as soon as no further
-    window covers it: an image of any height needs no more than the logits of one row of windows.
+    The result comes in strips from top to bottom, each as soon as no further window covers it. So
+    an image of any height needs memory only for the logits of one row of windows.
 
     Args:
         network: Gives logits (N, C, h, w).
         image: (K, H, W), not smaller than a window.
-        size: Of a window.
-        stride: From one window to the next.
-        batch: Windows to a call of the network.
+        size: Size of a window.
+        stride: Pixels from one window to the next.
+        batch: Windows per call of the network.
 
     Yields:
         Logits (C, rows, W), float32.
@@ -107,9 +107,9 @@ def mean_strips(
 def nearest_labels(
     network: Network, image: np.ndarray, size: Pair, stride: Pair, batch: int = 1
 ) -> np.ndarray:
-    """Take each pixel's label from the window whose centre is nearest, along each side.
+    """Take each pixel's label from the window with the nearest centre, along each side.
 
-    For networks that end in argmax: labels have no mean. The nearest window is the one that sees
+    For networks that end in argmax, because labels cannot be averaged. The nearest window sees the
     most around the pixel.
 
     Args:
@@ -133,9 +133,9 @@ def nearest_labels(
 
 
 def nearest_pixels(length: int, window: int, stride: int) -> dict[int, Pair]:
-    """By the start of each window, the pixels [first, last + 1) whose nearest window it is.
+    """Map the start of each window to its nearest pixels, [first, last + 1).
 
-    Two neighbours part half-way between their centres; the pixel in the middle goes to the second.
+    Two neighbours meet half-way between their centres; a pixel in the middle goes to the second.
     """
     starts = window_starts(length, window, stride)
     middles = [(one + two + window) // 2 for one, two in pairwise(starts)]

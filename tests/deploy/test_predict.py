@@ -228,7 +228,7 @@ def test_a_video_that_breaks_off_is_a_failure(segmenter, tmp_path):
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) // 2])
     report = predict(segmenter, source, tmp_path / 'out')
-    assert re.search(r'street.avi breaks off: \d+ of 20 frames could be read', report.failures[0])
+    assert re.search(r'avi is incomplete: \d+ of 20 frames could be read', report.failures[0])
     assert written(tmp_path / 'out') == ['street_overlay.mp4']  # what there was
 
 
