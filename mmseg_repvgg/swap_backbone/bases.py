@@ -1,4 +1,4 @@
-"""Finding the config that a child config starts from: a file, or one that mmseg ships."""
+"""Find the base of a child config: a file, or a config that mmseg ships."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 SCOPE = 'mmseg::'
-"""How mmengine names a config of the installed mmseg."""
+"""mmengine's prefix for configs of the installed mmseg."""
 
 
 def shipped_folder() -> Path:
@@ -46,7 +46,7 @@ def find_config(name: str | os.PathLike[str]) -> Path:
             ``pspnet/NAME.py`` or ``NAME``, with or without ``.py``.
 
     Raises:
-        FileNotFoundError: If there is no such config; names the nearest.
+        FileNotFoundError: If there is no such config; lists similar names.
     """
     text = os.fspath(name)
     if not text.startswith(SCOPE) and Path(text).is_file():
@@ -65,22 +65,22 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def load_base(path: Path) -> Config:
-    """Read a config and import what it asks for, as far as that is installed."""
+    """Read a config and import its ``custom_imports``, if they are installed."""
     cfg = Config.fromfile(str(path), import_custom_modules=False)
     imports = cfg.get('custom_imports')
     if imports:
-        # mmdet, which some heads need, need not be there for the config of another backbone
+        # some heads need mmdet, but swapping the backbone does not
         import_modules_from_strings(imports['imports'], allow_failed_imports=True)
     return cfg
 
 
 def reference(path: Path, out: Path) -> str:
-    """How the child names its base: the Python expression for its ``_base_``.
+    """The Python expression for ``_base_`` in the child.
 
-    A config that mmseg ships is found in whatever mmseg is installed, on any machine. mmengine's
-    own way, ``mmseg::NAME``, needs ``pkg_resources``, which setuptools has no more, and does not
-    resolve in the onedl family, whose distribution has another name. Other configs are named
-    relative to the child, so that both can move together.
+    A config that mmseg ships is found in the installed mmseg, on any machine. mmengine's
+    ``mmseg::NAME`` needs ``pkg_resources``, which setuptools has removed, and does not work in the
+    onedl family, whose distribution has another name. Other configs are relative to the child, so
+    that both can be moved together.
     """
     import mmseg
 

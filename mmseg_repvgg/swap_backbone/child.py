@@ -1,4 +1,4 @@
-"""A child config that puts RepVGG in place of any config's backbone."""
+"""Write a child config that replaces the backbone of any config with RepVGG."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from mmseg_repvgg.swap_backbone.text import assignment
 
 PUBLISHED_WEIGHTS = 'published'
 IMAGENET_MEAN = [123.675, 116.28, 103.53]
-"""Of the images that the published weights are for: RGB, 0 to 255."""
+"""Image mean for the published weights: RGB, 0 to 255."""
 HOOK = dict(type='RepVGGDeployHook')
 CARRIED = dict(in_channels=3, norm_eval=False, with_cp=False, frozen_stages=-1)
-"""Settings that DilatedRepVGG has, too, and their defaults."""
+"""Settings of a backbone that DilatedRepVGG also has, and their defaults."""
 DOCSTRING = '''{raw}"""{title}.
 
 Command: {command}
@@ -73,10 +73,10 @@ def swap_backbone(
     variant: str | None = None,
     weights: str = PUBLISHED_WEIGHTS,
 ) -> SwapReport:
-    """Write the child of an mmseg config that has RepVGG for backbone.
+    """Write a child of an mmseg config, with RepVGG as the backbone.
 
     The maps of the config's own backbone are measured, and every setting of its neck and heads that
-    depends on them is changed. A setting that does not agree with the measured maps is refused.
+    depends on them is changed. A setting that contradicts the measured maps is an error.
 
     Args:
         config: A config file, or a config of the installed mmseg by name.
@@ -84,8 +84,8 @@ def swap_backbone(
         arch: As in :class:`~mmseg_repvgg.models.DilatedRepVGG`.
         variant: ``full`` or ``fast`` (paper, section 4.3), or ``none`` for no dilation; by default
             strides and dilations are those of the config's own backbone.
-        weights: ImageNet weights, a path or URL; ``published``: those of mmpretrain's model zoo,
-            where there are some; ``none``.
+        weights: ImageNet weights: a path or URL; ``published`` for those of mmpretrain's model zoo,
+            if any; or ``none``.
 
     Raises:
         CannotSwapError: If the config cannot take the backbone; says why.
@@ -110,7 +110,7 @@ def swap_backbone(
         backbone=_backbone(settings, arch, stages, source),
         **changed_model(cfg.model, old, new),
     )
-    schedule, notes = changed_schedule(cfg, _parameters(replaced), _parameters(_on_meta(row)))
+    schedule, notes = changed_schedule(cfg, _parameters(replaced), _parameters(_build_on_meta(row)))
     sections = dict(
         custom_imports=_imports(cfg),
         **({'load_from': None} if cfg.get('load_from') else {}),
@@ -119,7 +119,7 @@ def swap_backbone(
         custom_hooks=_hooks(cfg),
     )
     command = _command(config, out, arch, variant, weights)
-    raw = 'r' if '\\' in command else ''  # a path of Windows
+    raw = 'r' if '\\' in command else ''  # a Windows path
     header = DOCSTRING.format(raw=raw, title=_title(path, arch, row), command=command)
     _write(out, reference(path, out), header, sections)
     notes += _model_notes(cfg.model, arch, source)
@@ -157,7 +157,7 @@ def _backbone(
     if len(stages.strides) < len(get_arch(arch).num_blocks):
         backbone['num_stages'] = len(stages.strides)
     for key, default in CARRIED.items():
-        # stages are numbered as in a ResNet, which has a depth; others count layers, or from 1
+        # frozen_stages counts the same only in ResNets, which have a depth
         comparable = key != 'frozen_stages' or 'depth' in old
         if comparable and old.get(key, default) != default:
             backbone[key] = old[key]
@@ -177,7 +177,7 @@ def _without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None for key in ('pretrained', 'init_cfg') if model.get(key) is not None}
 
 
-def _on_meta(row: RepVGGArch) -> DilatedRepVGG:
+def _build_on_meta(row: RepVGGArch) -> DilatedRepVGG:
     with torch.device('meta'):
         return DilatedRepVGG(row)
 
@@ -196,7 +196,7 @@ def _model_notes(
     if weights is not None and list(mean or IMAGENET_MEAN) != IMAGENET_MEAN:
         notes.append(f"images have the base's mean {mean}, the weights are for {IMAGENET_MEAN}")
     if model['backbone'].get('multi_grid'):
-        notes.append(f'multi_grid={model["backbone"]["multi_grid"]} has no equal in RepVGG')
+        notes.append(f'multi_grid={model["backbone"]["multi_grid"]} has no equivalent in RepVGG')
     return notes
 
 
@@ -229,12 +229,12 @@ def _command(config: Any, out: Path, arch: Any, variant: str | None, weights: st
 
 
 def _write(out: Path, base: str, header: str, sections: Mapping[str, Any]) -> None:
-    """Write the child, if it loads."""
+    """Write the child; raise if it does not load."""
     out.parent.mkdir(parents=True, exist_ok=True)
     body = '\n'.join(assignment(name, value) for name, value in sections.items())
     with atomic_file(out) as temporary:
         temporary.write_text(f'{header}\n_base_ = [\n    {base},\n]\n\n{body}\n', encoding='utf-8')
         try:
             Config.fromfile(str(temporary), import_custom_modules=False)
-        except RuntimeError as error:  # mmengine takes a base with an import for the other style
+        except RuntimeError as error:  # mmengine takes the base for a pure Python config
             raise CannotSwapError(f'no config can inherit from {base}: {error}') from error

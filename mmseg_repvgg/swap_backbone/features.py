@@ -1,4 +1,4 @@
-"""What a backbone or neck gives: the channels and strides of its feature maps, by running it."""
+"""Measure the channels and strides of a backbone's or neck's feature maps by running it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 SIZE = 512
-"""Height and width in pixels of the image that a backbone which does not say so is run on."""
+"""Height and width in pixels of the image, unless the backbone sets ``img_size``."""
 IMAGE_CASCADES = ('ICNet',)
-"""Backbones whose maps come from several scalings of the image."""
+"""Backbones that take the image at several scales."""
 
 
 class CannotSwapError(ValueError):
@@ -29,7 +29,7 @@ class FeatureMap:
 
 
 def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
-    """The backbone without its pretrained weights, in eval mode.
+    """Build the backbone without pretrained weights, in eval mode, on the meta device.
 
     Raises:
         CannotSwapError: If it cannot be built here.
@@ -39,7 +39,7 @@ def build_backbone(cfg: Mapping[str, Any]) -> nn.Module:
     settings = {key: value for key, value in cfg.items() if key not in ('pretrained', 'init_cfg')}
     try:
         backbone = MODELS.build(settings)
-    except Exception as error:  # of foreign code: whatever a backbone raises
+    except Exception as error:  # other packages may raise anything
         raise CannotSwapError(
             f"the config's own backbone {cfg.get('type')} cannot be built, so its feature maps are "
             f'not known: {error}'
@@ -52,26 +52,26 @@ def backbone_maps(backbone: nn.Module, cfg: Mapping[str, Any]) -> list[FeatureMa
     """The maps that a backbone of :func:`build_backbone` gives for an image of its ``img_size``.
 
     Raises:
-        CannotSwapError: If it gives something else than a list of feature maps.
+        CannotSwapError: If it does not run, or does not give a list of feature maps.
     """
     size = cfg.get('img_size', SIZE)
     size = size if isinstance(size, int) else size[0]
     try:
         with torch.no_grad():
             outputs = backbone(_zeros(cfg.get('in_channels', 3), size))
-    except Exception as error:  # of foreign code
+    except Exception as error:  # other packages may raise anything
         raise CannotSwapError(
             f"the config's own backbone {cfg['type']} does not run on an image of {size}x{size}: "
             f'{error}'
         ) from error
-    return _measured(outputs, size, cfg['type'])
+    return _measure(outputs, size, cfg['type'])
 
 
 def neck_maps(cfg: Mapping[str, Any], maps: Sequence[FeatureMap]) -> list[FeatureMap]:
     """The maps that a neck makes of ``maps``.
 
     Raises:
-        CannotSwapError: If it cannot be built, or gives something else than a list of feature maps.
+        CannotSwapError: If it does not run, or does not give a list of feature maps.
     """
     inputs = [_zeros(m.channels, SIZE // m.stride) for m in maps]
     try:
@@ -79,9 +79,9 @@ def neck_maps(cfg: Mapping[str, Any], maps: Sequence[FeatureMap]) -> list[Featur
         neck.eval()
         with torch.no_grad():
             outputs = neck(inputs)
-    except Exception as error:  # of foreign code
+    except Exception as error:  # other packages may raise anything
         raise CannotSwapError(f'the neck {cfg.get("type")} does not run: {error}') from error
-    return _measured(outputs, SIZE, cfg['type'])
+    return _measure(outputs, SIZE, cfg['type'])
 
 
 def _zeros(channels: int, size: int) -> Tensor:
@@ -89,7 +89,7 @@ def _zeros(channels: int, size: int) -> Tensor:
     return torch.zeros(1, channels, size, size, device='meta')
 
 
-def _measured(outputs: Any, size: int, name: str) -> list[FeatureMap]:
+def _measure(outputs: Any, size: int, name: str) -> list[FeatureMap]:
     if isinstance(outputs, Tensor):
         raise CannotSwapError(f'{name} gives its heads one map, not a list of maps')
     if not all(isinstance(m, Tensor) and m.dim() == 4 for m in outputs):

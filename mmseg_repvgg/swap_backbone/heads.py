@@ -1,4 +1,4 @@
-"""What necks and heads must be told when the maps they read change."""
+"""Change the settings of necks and heads that depend on the maps they read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from mmseg_repvgg.swap_backbone.features import CannotSwapError, FeatureMap, neck_maps
 
 NESTED_HEADS = ('kernel_generate_head',)
-"""Heads inside of heads that read the maps (K-Net)."""
+"""Heads inside another head that read the maps (K-Net)."""
 STRIDE_KEYS = ('feature_strides', 'strides')
-"""Where heads are told the strides of the maps they read."""
+"""Settings of heads that hold the strides of the maps they read."""
 
 
 def changed_model(
@@ -21,10 +21,10 @@ def changed_model(
     Args:
         model: The config's ``model``.
         old: The maps of its own backbone.
-        new: The maps in their place.
+        new: The maps of the new backbone.
 
     Returns:
-        What a child config says: only the differences, but whole lists.
+        Settings for the child config: only the differences, but whole lists.
 
     Raises:
         CannotSwapError: If a setting is not understood; names it.
@@ -68,7 +68,7 @@ def changed_head(
         if key in head:
             _require_strides(head[key], [old[i] for i in read], f'{where}.{key}')
             _set(changes, key, head[key], [new[i].stride for i in read])
-    if head.get('c1_in_channels'):  # DeepLabV3+ reads the first map besides
+    if head.get('c1_in_channels'):  # DeepLabV3+ also reads the first map
         _require_channels([head['c1_in_channels']], old[:1], f'{where}.c1')
         _set(changes, 'c1_in_channels', head['c1_in_channels'], [new[0].channels])
     return changes
@@ -80,7 +80,7 @@ def _changed_neck(
     channels = neck.get('in_channels')
     if not isinstance(channels, (list, tuple)):
         raise CannotSwapError(
-            f'the neck {neck.get("type")} has in_channels={channels}, not one number a map'
+            f'the neck {neck.get("type")} has in_channels={channels}, not one number per map'
         )
     _require_channels(channels, old, f'the neck {neck.get("type")}')
     changes: dict[str, Any] = {}
@@ -89,14 +89,14 @@ def _changed_neck(
 
 
 def _set(changes: dict[str, Any], key: str, before: Any, after: list[int]) -> None:
-    """Set what differs, as the kind of thing that it was: mmseg's JPU wants tuples."""
+    """Set what differs and keep its type: mmseg's JPU needs tuples."""
     value = type(before)(after) if isinstance(before, (list, tuple)) else after[0]
     if value != before:
         changes[key] = value
 
 
 def _maps_read(head: Mapping[str, Any], count: int, where: str) -> list[int]:
-    """Which of ``count`` maps a head reads, as numbers from 0."""
+    """Indices, out of ``count``, of the maps that a head reads."""
     index, channels = head.get('in_index'), head.get('in_channels')
     if index is None:  # the last map is mmseg's default; Mask2Former's list means all
         index = range(len(channels)) if isinstance(channels, (list, tuple)) else -1

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate of a child config: the base's, where they fit another backbone."""
+"""Adapt the base's optimizer and learning rate schedule to another backbone."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from mmengine.config import Config
 WARM_UP: dict[str, Any] = dict(
     type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000
 )
-"""That of mmseg's K-Net recipes for ResNet-50."""
+"""The warm-up of mmseg's K-Net recipes for ResNet-50."""
 WARM_UP_SHARE = 20
-"""A warm-up takes at most one part of so many of a training: 1000 of 20 000 iterations."""
+"""A warm-up takes at most 1/20 of a training: 1000 of 20 000 iterations."""
 WARM_UPS = ('ConstantLR', 'LinearLR', 'OneCycleLR')
-"""Schedulers that begin at a small rate, or may."""
+"""Schedulers that start at a small rate, or can."""
 BY_STEPS = ('ExponentialLR', 'MultiStepLR', 'StepLR')
-"""Schedulers that count from where they begin: they run beside the warm-up."""
+"""Schedulers that count from their ``begin``. They run at the same time as the warm-up."""
 BY_DEPTH = ('LayerDecayOptimizerConstructor', 'LearningRateDecayOptimizerConstructor')
-"""They know the layers of BEiT, MAE, ViT and ConvNeXt, and no others."""
+"""Constructors that know only the layers of BEiT, MAE, ViT and ConvNeXt."""
 
 
 def changed_schedule(
     cfg: Config, old_names: Iterable[str], new_names: Iterable[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The settings of training that change with the backbone, and what to say about them.
+    """The training settings that change with the backbone, and notes for the user.
 
     Args:
         cfg: The base config.
         old_names: Names of the parameters of its own backbone.
-        new_names: Names of those of the backbone in its place.
+        new_names: Names of the parameters of the new backbone.
     """
     changes: dict[str, Any] = {}
     notes = []
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
-        kept, dropped = _kept_paramwise(wrapper, old_names, new_names)
+        kept, dropped = _drop_old_layers(wrapper, old_names, new_names)
         if dropped:
             changes['optim_wrapper'] = dict(_delete_=True, **kept)
             notes.append(f"left out of the base's optim_wrapper: {', '.join(dropped)}")
@@ -47,15 +47,15 @@ def changed_schedule(
         if not end:
             return changes, [*notes, f'no warm-up: the training has {total} iterations']
         changes['param_scheduler'] = [dict(WARM_UP, end=end), *_after_warm_up(schedulers, end)]
-        shorter = '; a training of few should have a shorter one' if total is None else ''
+        shorter = '; use a shorter one for a short training' if total is None else ''
         notes.append(f'warm-up over {end} iterations{shorter}')
     return changes, notes
 
 
-def _kept_paramwise(
+def _drop_old_layers(
     wrapper: Mapping[str, Any], old_names: Iterable[str], new_names: Iterable[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The optimizer without what names layers of the old backbone, and what that is."""
+    """The optimizer without settings for layers of the old backbone, and their names."""
     kept = dict(wrapper)
     if wrapper.get('constructor') in BY_DEPTH:
         del kept['constructor']
@@ -75,14 +75,14 @@ def _kept_paramwise(
 
 
 def _iterations(cfg: Config, schedulers: Sequence[Mapping[str, Any]]) -> int | None:
-    """How many iterations a training has, or its first part; None if it counts epochs."""
+    """Iterations of the training or its first part; None if it counts epochs."""
     ends = [s['end'] for s in schedulers if not s.get('by_epoch', True) and 'end' in s]
     limit = (cfg.get('train_cfg') or {}).get('max_iters')
     return min([*ends, *([limit] if limit else [])], default=None)
 
 
 def _after_warm_up(schedulers: Sequence[Mapping[str, Any]], end: int) -> list[dict[str, Any]]:
-    """Let what begins at iteration 0 begin when the warm-up ends."""
+    """Start the schedulers of iteration 0 when the warm-up ends."""
     later = []
     for given in map(dict, schedulers):
         is_shifted = not given.get('by_epoch', True) and given.get('begin', 0) == 0

@@ -1,4 +1,4 @@
-"""From the maps of a backbone to the stages, strides and dilations of the RepVGG in its place."""
+"""Choose the stages, strides and dilations of a RepVGG that replaces a backbone."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mmseg_repvgg.swap_backbone.features import CannotSwapError, FeatureMap
 VARIANTS = ('full', 'fast', 'none')
 """The dilations of the paper's section 4.3, full and fast, or none."""
 FAST_LAYERS = 4
-"""So many layers of stage4 are dilated in the fast variant, the last ones."""
+"""How many layers at the end of the paper's stage4 are dilated in the fast variant."""
 STEM_STRIDE = 2
 PLAIN_STRIDES = (4, 8, 16, 32)
-"""Strides of the maps of the stages without dilation, relative to the image."""
+"""Strides of the stages' feature maps without dilation, relative to the image."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What a RepVGG in a backbone's place is built with; one entry a stage."""
+    """Arguments of the new RepVGG backbone; strides and dilations have one entry per stage."""
 
     out_indices: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int | tuple[int, ...], ...]
 
     def maps(self, arch: RepVGGArch) -> list[FeatureMap]:
-        """The maps that it gives."""
+        """The feature maps of the backbone."""
         totals, stride = [], STEM_STRIDE
         for factor in self.strides:
             stride *= factor
@@ -41,23 +41,23 @@ def stages_for(
     arch: RepVGGArch,
     variant: str | None = None,
 ) -> Stages:
-    """The stages that give maps instead of a backbone's maps.
+    """The stages of a RepVGG that replaces a backbone.
 
     Args:
         backbone: The settings of the backbone to replace.
-        maps: Its maps.
-        arch: The RepVGG.
-        variant: One of :data:`VARIANTS`; by default the strides of the backbone's maps, and its
-            dilations, or those that make up for the strides left out.
+        maps: Its feature maps.
+        arch: Architecture of the RepVGG.
+        variant: One of :data:`VARIANTS`; by default the strides of the backbone's maps with its
+            dilations, or with dilations that replace missing strides.
 
     Raises:
         CannotSwapError: If the maps are not those of successive stages.
-        ValueError: On an unknown variant, or an arch of other than four stages.
+        ValueError: On an unknown variant, or an arch that does not have four stages.
     """
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f'variant={variant!r} must be one of {", ".join(VARIANTS)}')
     if len(arch.num_blocks) != len(PLAIN_STRIDES):
-        raise ValueError(f'num_blocks={arch.num_blocks} must give the layers of 4 stages')
+        raise ValueError(f'num_blocks={arch.num_blocks} must have 4 entries, one per stage')
     out_indices = _out_indices(backbone, maps)
     count = out_indices[-1] + 1
     if variant == 'none':
@@ -66,11 +66,11 @@ def stages_for(
         return Stages(out_indices, (2, 2, 1, 1)[:count], (1, 1, 2, 4)[:count])
     if variant == 'fast':
         return Stages(out_indices, (2, 2, 1, 1)[:count], _fast_dilations(arch)[:count])
-    return _like_the_base(backbone, dict(zip(out_indices, maps, strict=True)))
+    return _follow_backbone(backbone, dict(zip(out_indices, maps, strict=True)))
 
 
 def _out_indices(backbone: Mapping[str, Any], maps: Sequence[FeatureMap]) -> tuple[int, ...]:
-    """The stage of every map: as the backbone numbers them, or told by the first map's stride."""
+    """The stage of every map, from ``out_indices`` of the backbone or the first map's stride."""
     strides = [m.stride for m in maps]
     numbers = tuple(backbone.get('out_indices', ()) or ())
     by_stride = PLAIN_STRIDES.index(strides[0]) if strides[0] in PLAIN_STRIDES else None
@@ -78,7 +78,7 @@ def _out_indices(backbone: Mapping[str, Any], maps: Sequence[FeatureMap]) -> tup
     if by_stride is not None and len(maps) > 1:
         guesses.append(tuple(range(by_stride, by_stride + len(maps))))
     for guess in guesses:
-        if set(guess) <= set(range(4)) and _are_of_stages(strides, guess):
+        if set(guess) <= set(range(4)) and _are_possible(strides, guess):
             return guess
     raise CannotSwapError(
         f'the maps of {backbone.get("type")} have strides {strides}; RepVGG gives the maps of '
@@ -86,7 +86,7 @@ def _out_indices(backbone: Mapping[str, Any], maps: Sequence[FeatureMap]) -> tup
     )
 
 
-def _are_of_stages(strides: Sequence[int], stages: Sequence[int]) -> bool:
+def _are_possible(strides: Sequence[int], stages: Sequence[int]) -> bool:
     """Whether these stages can have these strides: each halves its input's size, or keeps it."""
     plain = all(4 <= stride <= PLAIN_STRIDES[i] for stride, i in zip(strides, stages, strict=True))
     growth = zip(strides, strides[1:], stages, stages[1:], strict=False)
@@ -102,8 +102,8 @@ def _fast_dilations(arch: RepVGGArch) -> tuple[int | tuple[int, ...], ...]:
     return (1, 1, (1,) * (depth - dilated) + (2,) * dilated, 4)
 
 
-def _like_the_base(backbone: Mapping[str, Any], maps: Mapping[int, FeatureMap]) -> Stages:
-    """The strides of the maps (by stage); a stage without a map has its own or the next map's."""
+def _follow_backbone(backbone: Mapping[str, Any], maps: Mapping[int, FeatureMap]) -> Stages:
+    """Take the strides of the maps (by stage); a stage without a map follows the later maps."""
     count = max(maps) + 1
     totals = [
         min(PLAIN_STRIDES[i], *(m.stride for stage, m in maps.items() if stage >= i))

@@ -11,17 +11,17 @@ INDENT = '    '
 
 
 def assignment(name: str, value: Any) -> str:
-    """``name = value``, over several lines where it is long."""
+    """``name = value``, over several lines if it is long."""
     return f'{name} = {written(value, len(name) + 3)}'
 
 
 def written(value: Any, used: int = 0, depth: int = 0) -> str:
-    """A value that is built of dictionaries, lists, tuples and plain values.
+    """Format a value made of dictionaries, lists, tuples and plain values.
 
     Args:
         value: The value.
-        used: Characters that its first line has already.
-        depth: How far its lines are indented.
+        used: Characters that are already on the first line.
+        depth: Indentation level.
     """
     line = _one_line(value)
     if len(line) + used + 1 <= WIDTH or not isinstance(value, (Mapping, list, tuple)) or not value:

@@ -278,7 +278,7 @@ def test_the_warm_up_fits_into_short_trainings(tmp_path):
     epochs = [dict(type='PolyLR', by_epoch=True, begin=0, end=2)]
     settings, *_, note = schedule_of(tmp_path, epochs, 'train_cfg = dict(max_iters=None)\n')
     assert settings[1] == epochs[0]
-    assert 'a training of few should have a shorter one' in note
+    assert 'use a shorter one for a short training' in note
 
 
 def test_steps_of_the_rate_stay_where_they_are(tmp_path):
