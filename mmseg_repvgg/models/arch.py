@@ -22,7 +22,7 @@ class RepVGGArch:
     """One architecture. The field names are those of mmpretrain's ``arch`` dictionaries.
 
     Raises:
-        ValueError: On a row that describes no network.
+        ValueError: If a field is invalid.
     """
 
     num_blocks: tuple[int, ...]  # layers of stage2, stage3, ...
@@ -30,25 +30,25 @@ class RepVGGArch:
     group_layer_map: Mapping[int, int] | None = None  # layer number -> groups; others have 1
     se_cfg: Mapping[str, Any] | None = None  # squeeze-excitation: ratio, divisor
     stem_channels: int = BASE_CHANNELS  # upper limit of stage1's width
-    source: str = 'custom'  # where the numbers are printed
+    source: str = 'custom'  # where the numbers come from
 
     def __post_init__(self) -> None:
         if len(self.num_blocks) != len(self.width_factor) or not self.num_blocks:
             raise ValueError(
-                f'num_blocks={self.num_blocks} and width_factor={self.width_factor} must give one '
-                'value a stage each'
+                f'num_blocks={self.num_blocks} and width_factor={self.width_factor} must each '
+                'have one value per stage'
             )
         whole = all(is_integer(n, 1) for n in (*self.num_blocks, self.stem_channels))
         if not whole or not all(map(is_positive, self.width_factor)):
             raise ValueError(
                 f'num_blocks={self.num_blocks}, width_factor={self.width_factor} and '
-                f'stem_channels={self.stem_channels!r} must be positive, and whole but for the '
-                'second'
+                f'stem_channels={self.stem_channels!r} must be positive, and integers except '
+                'width_factor'
             )
         if min(self.widths) < 1:
             raise ValueError(
                 f'width_factor={self.width_factor} gives stages of {self.widths[1:]} channels; '
-                'every stage needs one at least'
+                'every stage needs at least one'
             )
         for name in ('group_layer_map', 'se_cfg'):
             if not isinstance(getattr(self, name), (Mapping, type(None))):
@@ -77,13 +77,13 @@ class RepVGGArch:
         return (min(self.stem_channels, stages[0]), *stages)
 
     def groups(self, layer: int) -> int:
-        """Groups of a layer, the stem being layer 0."""
+        """Groups of a layer; the stem is layer 0."""
         return (self.group_layer_map or {}).get(layer, 1)
 
     def kernels(self) -> dict[str, tuple[int, int]]:
-        """Output channels, and input channels per group, of every layer by its block's name.
+        """Output channels and input channels per group of every layer, by the name of its block.
 
-        The stem, whose input channels are those of the images, is left out.
+        The stem is left out: its input channels depend on the images.
         """
         shapes, channels, layer = {}, self.widths[0], 1
         for stage, depth in enumerate(self.num_blocks, 1):
@@ -151,10 +151,10 @@ KERNELS_OF_ARCHS.update({name: arch.kernels() for name, arch in ARCHS.items()})
 
 
 def get_arch(arch: str | Mapping[str, Any] | RepVGGArch) -> RepVGGArch:
-    """Look a name up, or make a row from a dictionary of :class:`RepVGGArch`'s fields.
+    """Look up a name, or build an arch from a dictionary of :class:`RepVGGArch`'s fields.
 
     Raises:
-        ValueError: If the name is unknown or the dictionary is not a row.
+        ValueError: If the name is unknown or the dictionary is invalid.
     """
     if isinstance(arch, RepVGGArch):
         return arch

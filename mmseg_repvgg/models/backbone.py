@@ -32,8 +32,8 @@ class DilatedRepVGG(BaseModule):
     """RepVGG (paper, section 3) with ``strides`` and ``dilations`` as in mmseg's ResNet.
 
     The stem is the paper's stage1 (stride 2); ``stage_1`` .. ``stage_4`` are its stage2 .. stage5.
-    Found under this plain name from the mmseg and the mmpretrain scope. Parameter names equal those
-    of mmpretrain's ``RepVGG``.
+    The plain name works in the mmseg and the mmpretrain scope. Parameter names equal those of
+    mmpretrain's ``RepVGG``.
 
     The paper's PSPNets (section 4.3) have output stride 8, ``strides=(2, 2, 1, 1)``, and
 
@@ -44,10 +44,10 @@ class DilatedRepVGG(BaseModule):
         arch: A name of the table in :mod:`mmseg_repvgg.models.arch`, or a dictionary of the
             fields of :class:`~mmseg_repvgg.models.arch.RepVGGArch`.
         in_channels: Channels of the images.
-        num_stages: How many stages are built after the stem; by default all of the row.
+        num_stages: Number of stages after the stem; by default all that the arch has.
         strides: Stride of the first layer of each stage.
         dilations: Dilation of each stage: one number for all of its layers, or a sequence with one
-            number a layer.
+            number per layer.
         out_indices: Stages (0 .. num_stages - 1) whose feature maps are returned.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         norm_cfg: ``BN`` or ``SyncBN``.
@@ -65,7 +65,7 @@ class DilatedRepVGG(BaseModule):
         init_cfg: mmengine's initialization; Kaiming for convs by default.
 
     Raises:
-        ValueError: On an argument that is out of range or cannot act.
+        ValueError: If an argument is out of range or has no effect.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DilatedRepVGG(BaseModule):
         self.out_indices = check_sequence('out_indices', out_indices)
         self.frozen_stages, self.norm_eval, self.deploy = frozen_stages, norm_eval, deploy
         self._check_outputs_and_freezing()
-        self._of_blocks: dict[str, Any] = dict(
+        self._block_settings: dict[str, Any] = dict(
             in_channels=in_channels, norm_cfg=norm_cfg, act_cfg=act_cfg, block=block,
             branches=branches,
         )  # fmt: skip
@@ -180,7 +180,7 @@ class DilatedRepVGG(BaseModule):
         print_log(load_backbone(self, state, source), logger='current')
         self._is_init = True
 
-    rewrites = ('branches',)  # that lead from the training form to the fused form
+    rewrites = ('branches',)  # from the training form to the fused form
 
     def training_form(self) -> DilatedRepVGG:
         """The same backbone with branches, in eval mode, without its weights."""
@@ -190,12 +190,12 @@ class DilatedRepVGG(BaseModule):
             strides=self.strides,
             dilations=self.dilations,
             out_indices=self.out_indices,
-            **self._of_blocks,
+            **self._block_settings,
         )
         return backbone.eval()
 
     def switch_to_deploy(self) -> None:
-        """Fuse every block, in place. Fusing twice is fusing once.
+        """Fuse every block, in place. A second call changes nothing.
 
         Raises:
             ValueError: If a norm, or this kind of block, cannot be fused.
@@ -222,7 +222,7 @@ class DilatedRepVGG(BaseModule):
             frozen.requires_grad_(False)
 
     def _per_layer(self, dilations: tuple[int | Sequence[int], ...]) -> tuple[tuple[int, ...], ...]:
-        """Write the dilation of every layer out."""
+        """Expand to one dilation per layer."""
         layers = []
         for i, (dilation, depth) in enumerate(zip(dilations, self.arch.num_blocks, strict=False)):
             given: tuple[Any, ...] = (dilation,) * depth
@@ -231,13 +231,13 @@ class DilatedRepVGG(BaseModule):
             if len(given) != depth:
                 raise ValueError(
                     f'dilations[{i}]={given} has {len(given)} values; stage_{i + 1} has {depth} '
-                    'layers: give one number for all of them or one a layer'
+                    'layers: give one number for all of them or one per layer'
                 )
             layers.append(given)
         return tuple(layers)
 
     def _check_outputs_and_freezing(self) -> None:
-        """Refuse what is out of range or would have no effect."""
+        """Check ``out_indices``, ``frozen_stages`` and ``norm_eval``."""
         last = self.num_stages - 1
         is_ordered = all(map(is_integer, self.out_indices)) and list(self.out_indices) == sorted(
             set(self.out_indices)
@@ -260,8 +260,8 @@ class DilatedRepVGG(BaseModule):
             )
         if self.deploy and (self.frozen_stages >= 0 or self.norm_eval):
             raise ValueError(
-                f'frozen_stages={self.frozen_stages} and norm_eval={self.norm_eval} cannot act on '
-                'a fused backbone (deploy=True); leave them out'
+                f'frozen_stages={self.frozen_stages} and norm_eval={self.norm_eval} have no effect '
+                'on a fused backbone (deploy=True); leave them out'
             )
 
 

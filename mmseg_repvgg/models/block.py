@@ -30,27 +30,26 @@ class RepVGGBlock(BaseModule):
     Parameter names equal mmpretrain's. The identity branch exists where input and output have the
     same shape (eq. 1). Dilation acts on the 3x3 conv in both forms; the 1x1 conv has padding 0.
 
-    The variants of section 4.2 are subclasses: they build other training-form modules, add them up
-    in another way, and merge them by another formula; the fused form is the same.
+    The variants of section 4.2 are subclasses: they build, add and merge their training-form
+    modules in another way; the fused form is the same.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
-        stride: Of the 3x3 and the 1x1 conv.
-        dilation: Of the 3x3 conv; its padding is the same number.
-        groups: Of both convs.
+        stride: Stride of the 3x3 and the 1x1 conv.
+        dilation: Dilation and padding of the 3x3 conv.
+        groups: Groups of both convs.
         se_cfg: Arguments of :class:`SqueezeExcitation`, or None for no squeeze-excitation.
         norm_cfg: A BatchNorm: ``BN`` or ``SyncBN``.
         act_cfg: The activation.
         with_cp: Recompute the block in the backward pass instead of keeping its feature maps in
-            memory. The BatchNorm statistics are the same as without.
+            memory. BatchNorm statistics are unaffected.
         deploy: Build the fused form.
-        branches: Names of the branches of the training form (Table 6); None for all that the block
-            has.
+        branches: Names of the branches of the training form (Table 6); None for all of them.
         recompute_1x1: Recompute the 1x1 branch in the backward pass (docs/training-cost.md).
 
     Raises:
-        ValueError: On an argument that is out of range or cannot act.
+        ValueError: If an argument is out of range or has no effect.
     """
 
     BRANCHES: ClassVar[tuple[str, ...]] = ('3x3', '1x1', 'identity')
@@ -60,7 +59,7 @@ class RepVGGBlock(BaseModule):
     branch_3x3: Any  # nn.Sequential of conv and norm
     branch_1x1: Any
     branch_norm: nn.Module | None
-    branch_reparam: nn.Conv2d  # the fused form has this one instead
+    branch_reparam: nn.Conv2d  # only in the fused form
 
     def __init__(
         self,
@@ -112,10 +111,10 @@ class RepVGGBlock(BaseModule):
         out = self.branch_reparam(x) if self.deploy else self._add_branches(x)
         return self.act(self.se_layer(out))
 
-    # What the variants replace
+    # The variants override these three
 
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
-        """Build the training form; the geometry of ``branch_3x3.conv`` is that of the fused one."""
+        """Build the training form; ``branch_3x3.conv`` has the geometry of the fused conv."""
         self.branch_3x3 = conv_bn(layer.conv(), norm_cfg)
         kind = CheckpointedSequential if self.recompute_1x1 else nn.Sequential
         has_1x1 = '1x1' in self.branches
@@ -171,7 +170,7 @@ class RepVGGBlock(BaseModule):
             return conv_like(self.branch_3x3.conv, *self.get_equivalent_kernel_bias())
 
     def become_fused(self, conv: nn.Conv2d) -> None:
-        """Replace the branches by ``conv``, which :meth:`fused_conv` gave."""
+        """Replace the branches by ``conv``, which :meth:`fused_conv` returned."""
         rest = self.se_layer, self.act
         for name in [*self._modules, *(n for n in vars(self) if n.startswith('branch_'))]:
             delattr(self, name)
@@ -180,7 +179,7 @@ class RepVGGBlock(BaseModule):
         self.deploy, self.with_cp, self.recompute_1x1 = True, False, False
 
     def switch_to_deploy(self) -> None:
-        """Replace the branches by the one conv they equal. Fusing twice is fusing once.
+        """Replace the branches by the equivalent conv. A second call changes nothing.
 
         Raises:
             ValueError: If a norm, or this kind of block, cannot be fused; the block is then
@@ -190,9 +189,9 @@ class RepVGGBlock(BaseModule):
             self.become_fused(self.fused_conv())
 
     def _check_recomputation(self) -> None:
-        """Refuse ``with_cp`` and ``recompute_1x1`` where they cannot act."""
+        """Check that ``with_cp`` and ``recompute_1x1`` have an effect."""
         if self.deploy and self.with_cp:
-            raise ValueError('with_cp=True cannot act on a fused block; leave it out')
+            raise ValueError('with_cp=True has no effect on a fused block; leave it out')
         if not isinstance(self.recompute_1x1, bool):
             raise ValueError(f'recompute_1x1={self.recompute_1x1!r} must be True or False')
         if self.recompute_1x1 and self.with_cp:
@@ -201,6 +200,6 @@ class RepVGGBlock(BaseModule):
         if self.recompute_1x1 and not isinstance(one, CheckpointedSequential):
             form = 'a fused block' if self.deploy else f'branches={self.branches}'
             raise ValueError(
-                f'recompute_1x1=True cannot act on {form} of {type(self).__name__}: there is no '
-                '1x1 conv with a BatchNorm; leave it out'
+                f'recompute_1x1=True has no effect on {form} of {type(self).__name__}: there is '
+                'no 1x1 conv with a BatchNorm; leave it out'
             )

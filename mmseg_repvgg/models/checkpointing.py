@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 class CheckpointedSequential(nn.Sequential):
     """An ``nn.Sequential`` that is computed again in the backward pass.
 
-    Its input is kept for the backward pass, and nothing of what its layers compute.
+    Only its input is kept for the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:

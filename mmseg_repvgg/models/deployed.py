@@ -1,4 +1,4 @@
-"""A deployed model from its training config: what a fused checkpoint is loaded into."""
+"""Build a deployed model, which loads a fused checkpoint, from the training config."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def build_deployed(
 ) -> nn.Module:
     """Build a model in training form and rewrite it, ready for the weights of a fused checkpoint.
 
-    Weights in training form load as well; they are rewritten on the way in.
+    Weights in training form load as well; they are rewritten while loading.
 
-    In a config it stands for the model's type, so that all other keys stay where users
-    (and ``--cfg-options``) look for them::
+    In a config it replaces the model's type; all other keys stay where users (and
+    ``--cfg-options``) expect them::
 
         model = dict(type='DeployedModel', of='mmseg.EncoderDecoder', rewrites=['branches'], ...)
 

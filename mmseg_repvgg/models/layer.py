@@ -1,4 +1,4 @@
-"""What a block is made of: the geometry of a layer, its convs, and conv-BatchNorm."""
+"""The parts of a block: the geometry of a layer, its convs, and conv-BatchNorm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Layer:
         bias: bool = False,
         kind: type[nn.Conv2d] = nn.Conv2d,
     ) -> nn.Conv2d:
-        """A conv whose taps are those of the 3x3 conv that a smaller kernel has (section 3.3)."""
+        """Build a conv; a smaller kernel has some of the taps of the 3x3 conv (section 3.3)."""
         dilation = self.dilation if max(kernel_size) > 1 else 1  # one tap has no neighbour
         height, width = kernel_size
         return kind(
@@ -68,10 +68,10 @@ class Layer:
 
 
 def batch_norm(norm_cfg: Mapping[str, Any], channels: int) -> nn.Module:
-    """The BatchNorm of a config.
+    """Build the BatchNorm of a config.
 
     Raises:
-        ValueError: If it is another norm.
+        ValueError: If the config is invalid or of another norm.
     """
     check_layer_cfg('norm_cfg', norm_cfg, "dict(type='BN')")
     try:
@@ -97,22 +97,22 @@ def conv_bn(
 def check_branches(
     branches: Sequence[str], allowed: Sequence[str], required: Sequence[str], block: str
 ) -> None:
-    """Refuse branches that a kind of block does not have, or cannot be without.
+    """Check the branches that are chosen for a kind of block.
 
     Args:
-        branches: Those that are asked for.
+        branches: The chosen ones.
         allowed: All that the block can have.
-        required: Those that it cannot be without.
-        block: Its name.
+        required: Those that cannot be left out.
+        block: Name of the block.
 
     Raises:
-        ValueError: Naming the branches, and those that it must and may have.
+        ValueError: If a branch is unknown, missing or repeated.
     """
     given = set(branches)
     if not set(required) <= given <= set(allowed) or len(given) < len(branches):
         optional = [name for name in allowed if name not in required]
         raise ValueError(
             f'branches={branches} of {block} must hold {", ".join(map(repr, required))} and may '
-            f'hold {", ".join(map(repr, optional)) or "no other"}, each once; leave branches out '
-            'for all of them'
+            f'hold {", ".join(map(repr, optional)) or "no other"}, each once; by '
+            'default the block has all of them'
         )

@@ -52,10 +52,10 @@ class ResidualBlock(BaseModule):
 
     Args:
         first: Geometry of the first layer.
-        second: Of the second; it must keep the shape.
+        second: Geometry of the second layer, which must keep the shape.
         norm_cfg: ``BN`` or ``SyncBN``.
         act_cfg: The activation.
-        with_cp: Recompute the block in the backward pass instead of keeping it in memory.
+        with_cp: Recompute the block in the backward pass to save memory.
     """
 
     cannot_fuse: ClassVar[str] = CANNOT_FUSE
@@ -101,29 +101,29 @@ def residual_stage(
 
     Args:
         layers: The layers of the stage.
-        se_cfg: None; the other settings are as for
+        se_cfg: Must be None. The settings are those of
             :class:`~mmseg_repvgg.models.block.RepVGGBlock`.
         norm_cfg: ``BN`` or ``SyncBN``.
         act_cfg: The activation.
         with_cp: Recompute each residual block in the backward pass.
-        deploy: False; there is no fused form.
-        branches: None; there are no branches.
-        recompute_1x1: False; as before.
+        deploy: Must be False: there is no fused form.
+        branches: Must be None: there are no branches.
+        recompute_1x1: Must be False: there are no branches.
 
     Raises:
-        ValueError: On an odd number of layers above 1, and on settings that cannot act.
+        ValueError: If the number of layers is odd and above 1, or a setting has no effect.
     """
     if deploy:
         raise ValueError(f'deploy=True: {CANNOT_FUSE}')
     if branches is not None:
         raise ValueError(
-            f"branches={tuple(branches)} cannot act on block='residual_reorg', which has a "
-            'shortcut and no branches; leave branches out'
+            f"branches={tuple(branches)} has no effect on block='residual_reorg', which has a "
+            'shortcut and no branches; leave it out'
         )
     if recompute_1x1:
         raise ValueError(
-            "recompute_1x1=True cannot act on block='residual_reorg', which has a shortcut and no "
-            'branches; leave it out'
+            "recompute_1x1=True has no effect on block='residual_reorg', which has a shortcut and "
+            'no branches; leave it out'
         )
     if se_cfg is not None:
         raise ValueError(
@@ -133,7 +133,7 @@ def residual_stage(
         return [PlainLayer(layers[0], norm_cfg, act_cfg)]
     if len(layers) % 2:
         raise ValueError(
-            f"block='residual_reorg' takes two layers a block: a stage of {len(layers)} layers "
+            f"block='residual_reorg' has two layers per block: a stage of {len(layers)} layers "
             'cannot be paired; give stages 1 layer or an even number (num_blocks of the arch)'
         )
     pairs = zip(layers[::2], layers[1::2], strict=True)

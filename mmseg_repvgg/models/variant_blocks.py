@@ -85,7 +85,7 @@ class ReLUInBranches(RepVGGBlock):
 
     cannot_fuse: ClassVar[str] = (
         "block='relu_in_branches' cannot be fused: the ReLU between a branch and the addition is "
-        'no linear function, so that no single conv equals the block (section 4.2). Serve its '
+        'not linear, so no single conv equals the block (section 4.2). Serve its '
         "training form, with rewrites=['batchnorm'], or train another block"
     )
 
@@ -124,7 +124,7 @@ class TrivialConv2d(nn.Conv2d):
     """A 3x3 conv with the kernel ``I + W``; ``weight`` is W."""
 
     def kernel(self, cast: Any = lambda tensor: tensor) -> Tensor:
-        """The kernel it computes with, of its parameters as ``cast`` gives them."""
+        """The kernel of the conv; ``cast`` is applied to each parameter first."""
         return trivial_kernel(cast(self.weight), self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class TrivialConv2d(nn.Conv2d):
 class DiracConv2d(TrivialConv2d):
     """A 3x3 conv with the kernel ``diag(a) I + diag(b) W_norm``; ``weight`` is W.
 
-    As in DiracNet's code, a is 1 and b is 0.1 at first; there both are trained without weight decay
+    a starts at 1 and b at 0.1, as in DiracNet's code, which trains both without weight decay
     (github.com/szagoruyko/diracnets).
     """
 
@@ -145,16 +145,16 @@ class DiracConv2d(TrivialConv2d):
         self.b = nn.Parameter(torch.full((self.out_channels,), 0.1))
 
     def kernel(self, cast: Any = lambda tensor: tensor) -> Tensor:
-        """The kernel it computes with, of its parameters as ``cast`` gives them."""
+        """The kernel of the conv; ``cast`` is applied to each parameter first."""
         return dirac_kernel(cast(self.weight), cast(self.a), cast(self.b), self.groups)
 
 
 class TrivialReparam(RepVGGBlock):
-    """``bn(conv(x))`` with the kernel ``I + W``: no branches but in the expression of the kernel.
+    """``bn(conv(x))`` with the kernel ``I + W``: the identity is in the kernel, not in a branch.
 
     "Trivial Re-param is a simpler re-parameterization of conv kernels by directly adding an
-    identity kernel to the 3x3 kernel, which can be viewed a degraded version of DiracNet". As the
-    paper names no exception, every layer has the I of :class:`DiracNetLayer`.
+    identity kernel to the 3x3 kernel, which can be viewed a degraded version of DiracNet". The
+    paper names no exception, so every layer has the I of :class:`DiracNetLayer`.
     """
 
     BRANCHES: ClassVar[tuple[str, ...]] = ('3x3',)
@@ -174,9 +174,9 @@ class TrivialReparam(RepVGGBlock):
 class DiracNetLayer(TrivialReparam):
     """``bn(conv(x))`` with the kernel ``diag(a) I + diag(b) W_norm`` (section 2.2, [39]).
 
-    "We use its official PyTorch code to build the layers to replace the original 3x3 conv." Where
-    input and output differ in channels, I copies the first ones; with a stride, every stride-th
-    pixel.
+    "We use its official PyTorch code to build the layers to replace the original 3x3 conv." If
+    input and output have different numbers of channels, I copies the first ones; with a stride, it
+    copies every stride-th pixel.
     """
 
     CONV: ClassVar[type[TrivialConv2d]] = DiracConv2d

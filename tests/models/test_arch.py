@@ -47,7 +47,7 @@ def test_a_custom_row_is_accepted_and_wrong_ones_name_the_mistake():
         get_arch('B9')
     with pytest.raises(ValueError, match=r"unknown: \['depth'\], missing: \['num_blocks'\]"):
         get_arch(dict(depth=3, width_factor=[1]))
-    with pytest.raises(ValueError, match='one value a stage'):
+    with pytest.raises(ValueError, match='one value per stage'):
         get_arch(dict(num_blocks=[1, 2], width_factor=[1]))
     with pytest.raises(ValueError, match='names layer 4; the layers after the stem are 1..3'):
         get_arch(dict(num_blocks=[1, 2], width_factor=[1, 1], group_layer_map={4: 2}))

@@ -180,7 +180,7 @@ def test_squeeze_excitation_equals_mmpretrains():
             dict(norm_cfg=dict(type='GN', num_groups=2)),
             "'GN' cannot be fused into a conv; use 'BN'",
         ),
-        (dict(with_cp=True, deploy=True), 'with_cp=True cannot act on a fused block'),
+        (dict(with_cp=True, deploy=True), 'with_cp=True has no effect on a fused block'),
     ],
 )
 def test_arguments_that_cannot_act_raise(kwargs, text):

@@ -236,10 +236,10 @@ def test_distributed_training_gives_the_same_gradients(tmp_path, monkeypatch):
     ('settings', 'text'),
     [
         (dict(recompute_1x1='auto'), "recompute_1x1='auto' must be True or False"),
-        (dict(deploy=True), 'cannot act on a fused block of RepVGGBlock'),
+        (dict(deploy=True), 'has no effect on a fused block of RepVGGBlock'),
         (dict(with_cp=True), 'with_cp=True recomputes the 1x1 branch already'),
-        (dict(branches=('3x3', 'identity')), r"cannot act on branches=\('3x3', 'identity'\)"),
-        (dict(block='acb'), r"cannot act on branches=\('3x3', '1x3', '3x1'\) of AsymmetricConv"),
+        (dict(branches=('3x3', 'identity')), r"has no effect on branches=\('3x3', 'identity'\)"),
+        (dict(block='acb'), r"no effect on branches=\('3x3', '1x3', '3x1'\) of AsymmetricConv"),
         (dict(block='post_addition_bn'), 'PostAdditionBN: there is no 1x1 conv with a BatchNorm'),
         (dict(block='residual_reorg', arch=dict(TINY, num_blocks=(2, 2, 2, 1))), 'no branches'),
     ],

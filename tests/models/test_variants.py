@@ -338,7 +338,7 @@ def test_the_default_is_the_full_block():
         ),
         (dict(branches=('1x1', 'identity')), "must hold '3x3'"),
         (dict(branches=('3x3', '5x5')), "may hold '1x1', 'identity', each once"),
-        (dict(branches=('3x3', '3x3')), 'each once; leave branches out for all'),
+        (dict(branches=('3x3', '3x3')), 'each once; by default the block has all'),
         (dict(branches='3x3'), "must hold '3x3'"),
         (
             dict(block='identity_without_bn', branches=('3x3', '1x1')),
@@ -351,10 +351,13 @@ def test_the_default_is_the_full_block():
         (dict(block='trivial_reparam', branches=('3x3', '1x1')), 'may hold no other'),
         (dict(block='acb', branches=('3x3', '1x3')), "must hold '3x3', '1x3', '3x1' and"),
         (dict(block='acb', branches=('3x3', '1x1')), "must hold '3x3', '1x3', '3x1' and"),
-        (dict(block='acb', deploy=True, with_cp=True), 'with_cp=True cannot act on a fused block'),
+        (
+            dict(block='acb', deploy=True, with_cp=True),
+            'with_cp=True has no effect on a fused block',
+        ),
         (
             dict(block='residual_reorg', branches=('3x3', 'identity')),
-            "cannot act on block='residual_reorg'",
+            "has no effect on block='residual_reorg'",
         ),
         (
             dict(block='residual_reorg', arch=dict(EVEN, num_blocks=(2, 3, 4, 1))),

@@ -47,7 +47,7 @@ for name, kwargs, parts in [
     ('one dilation', dict(dilations=2), ('dilations=2 ' + SEQUENCE,)),
     ('five dilations', dict(dilations=(1,) * 5), ('has 5 values; 4 stages need 4',)),
     ('dilations of some layers', dict(dilations=(1, (1, 2), 1, 1)),
-     ('dilations[1]=(1, 2) has 2 values', 'stage_2 has 3 layers', 'one a layer')),
+     ('dilations[1]=(1, 2) has 2 values', 'stage_2 has 3 layers', 'one per layer')),
     ('dilation -2', dict(dilations=(1, 1, -2, 1)), ('dilation=-2 ' + WHOLE,)),
     ('dilation 2.0', dict(dilations=(1, 1, 2.0, 4)), ('dilations[2]=2.0 ' + SEQUENCE,)),
     ('dilation 2.5 of a layer', dict(dilations=(1, 1, (1, 2.5, 1), 4)), ('dilation=2.5 ' + WHOLE,)),
@@ -63,7 +63,7 @@ for name, kwargs, parts in [
     ('unknown norm', dict(norm_cfg=dict(type='BNx')), ("'BNx' is unknown; use 'BN' or 'SyncBN'",)),
     ('norm that cannot be fused', dict(norm_cfg=dict(type='GN', num_groups=2)), ("use 'BN' or",)),
     ('no activation', dict(act_cfg=None), ('act_cfg=None must be a dict', "dict(type='ReLU')")),
-    ('frozen and fused', dict(deploy=True, frozen_stages=1), ('cannot act on', 'leave them out')),
+    ('frozen and fused', dict(deploy=True, frozen_stages=1), ('no effect', 'leave them out')),
     ('two sources of weights', dict(pretrained='a', init_cfg={}), ('both given; keep one',)),
 ]:  # fmt: skip
     call = lambda g, kwargs=kwargs: DilatedRepVGG(**{'arch': TINY, **kwargs})  # noqa: E731
