@@ -1,4 +1,4 @@
-"""Structural re-parameterization: exact rewrites of tensors and modules, and the proof of each."""
+"""Structural re-parameterization: exact rewrites of tensors and modules, and their checks."""
 
 from mmseg_repvgg.reparam.equivalence import Difference, EquivalenceError, compare
 from mmseg_repvgg.reparam.rewrites import REWRITES, apply_rewrites, deployed_copy

@@ -1,7 +1,7 @@
 """Conv-BN -> conv with bias (paper eq. 2-4), in decode heads and baseline backbones.
 
-All arithmetic is in float64 and cast back once, so that the fused network differs from the
-unfused one by the rounding of its own convolutions only.
+All arithmetic is in float64, and the result is cast back once. So the fused network differs from
+the unfused one only by the rounding of its own convolutions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from mmseg_repvgg.reparam.module_hooks import computed_weights, has_hooks
 
 PLAIN_FORWARDS: set[Any] = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
-"""The forward functions of BatchNorms that do nothing else; another module may add its own."""
+"""Forward functions of plain BatchNorms; other modules may add theirs."""
 
 
 def to_float64(tensor: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def to_float64(tensor: Tensor) -> Tensor:
 
 
 def is_plain_batchnorm(norm: Any) -> bool:
-    """Whether ``norm`` is a BatchNorm, SyncBatchNorm included, that does nothing else.
+    """Whether ``norm`` is a BatchNorm or SyncBatchNorm that does nothing else.
 
-    Subclasses may: timm's ``BatchNormAct2d`` holds an activation.
+    Subclasses may do more: timm's ``BatchNormAct2d`` holds an activation.
     """
     return isinstance(norm, _BatchNorm) and type(norm).forward in PLAIN_FORWARDS
 
@@ -45,8 +45,8 @@ def batchnorm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
         ``scale`` and ``shift``, each (C,) float64.
 
     Raises:
-        ValueError: If ``norm`` is no BatchNorm or does more than one, keeps no running statistics,
-            or holds a variance that has no square root.
+        ValueError: If ``norm`` is not a plain BatchNorm, has no running statistics, or has a
+            running_var + eps that is not positive.
     """
     if not is_plain_batchnorm(norm):
         raise ValueError(
@@ -90,7 +90,7 @@ def fold_batchnorm(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tupl
 
 
 def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A conv with bias, of the geometry, dtype and device of ``conv``, with these parameters.
+    """A conv with this kernel and bias, and the geometry, dtype and device of ``conv``.
 
     No random number is drawn: fusing during training must not change what follows.
 
@@ -118,7 +118,7 @@ def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
         cast = tensor.detach().to(like)
         if not bool(cast.isfinite().all()):
             raise ValueError(
-                f'fusing gives a {name} of {tensor.abs().max().item():.3g}, past the largest '
+                f'fusing gives a {name} of {tensor.abs().max().item():.3g}, above the largest '
                 f'{like.dtype}, {torch.finfo(like.dtype).max:.3g}: fuse the model in float32 '
                 '(model.float()), and run it in float32 or bfloat16'
             )
@@ -131,9 +131,9 @@ def fuse_batchnorms(model: nn.Module) -> int:
 
     Known pairs: mmcv's ``ConvModule`` that applies its norm right after its conv; a BatchNorm that
     follows a conv in an ``nn.Sequential``; ``conv1``/``norm1``, ``conv2``/``norm2``, ... of
-    OpenMMLab's ResNet blocks and stems. Others are left as they are, which is exact too: convs and
-    norms that occur in several places, that have hooks, or whose class does more. Weights that are
-    pruned, or have spectral or weight norm, are fused as they are in eval mode.
+    OpenMMLab's ResNet blocks and stems. Other pairs are left unchanged, and so are convs and
+    norms that are used in several places, have hooks, or whose class does more. Weights with
+    pruning, spectral norm or weight norm are fused with their values in eval mode.
 
     The branches of RepVGG blocks are left to
     :func:`mmseg_repvgg.reparam.branches.fuse_branches`, unless the kind of block cannot be fused.
@@ -179,7 +179,7 @@ def _conv_norm_pairs(module: Any) -> list[tuple[str, str]]:
     """Names of the (conv, norm) children that ``module`` is known to run one after the other."""
     if 'forward' in vars(module):
         return []
-    # ConvModule: identified by its forward, for mmcv need not be installed to use this file
+    # ConvModule is identified by its forward, because mmcv may not be installed
     if type(module).forward.__qualname__ == 'ConvModule.forward':
         adjacent = ('conv', 'norm') in pairwise(module.order)
         return [('conv', module.norm_name)] if module.with_norm and adjacent else []

@@ -21,8 +21,8 @@ from mmseg_repvgg.reparam.other_families import (
 )
 
 NO_BLOCK = (
-    '{} holds no RepVGG block, nor another one with a fused form, so there are no branches to '
-    f'fuse; use a RepVGG backbone, {LEAVE_OUT}'
+    '{} holds no RepVGG block and no other block with a fused form, so there are no branches '
+    f'to fuse; use a RepVGG backbone, {LEAVE_OUT}'
 )
 
 
@@ -30,7 +30,7 @@ def identity_kernel(channels: int, groups: int) -> Tensor:
     """The identity as a 1x1 conv kernel.
 
     Returns:
-        (channels, channels / groups, 1, 1) float64: row i has its 1 at i's place in i's group.
+        (channels, channels / groups, 1, 1) float64: row i has its 1 at i's place in its group.
     """
     per_group = channels // groups
     return torch.eye(per_group, dtype=torch.float64).repeat(groups, 1)[:, :, None, None]
@@ -76,11 +76,11 @@ def merge_branches(
 
 
 def fusible_blocks(model: nn.Module) -> dict[str, Any]:
-    """The blocks of ``model`` that can be re-parameterized, or were, by name.
+    """The blocks of ``model`` that can be, or have been, re-parameterized, by name.
 
-    A block is identified by a method without arguments that fuses it, of one of the usual names
-    (``switch_to_deploy``, ``reparameterize``, ``fuse``). Of blocks within each other it is the
-    outermost, which calls the others, but for containers of RepVGG blocks. A block that has no
+    A block is identified by a method without arguments that fuses it and has a usual name
+    (``switch_to_deploy``, ``reparameterize``, ``fuse``). Of nested blocks only the outermost
+    counts, which fuses the others; containers of RepVGG blocks do not count. A block without a
     fused form says why in ``cannot_fuse``.
 
     Raises:
@@ -106,9 +106,9 @@ def fusible_blocks(model: nn.Module) -> dict[str, Any]:
 def fuse_branches(model: nn.Module) -> int:
     """Switch every block of ``model`` that can be re-parameterized to its fused form; in place.
 
-    RepVGG blocks are fused in float64. Those of other families fuse themselves, as do RepVGG blocks
-    with hooks or unknown modules inside, after a copy was compared with the original. A backbone
-    whose blocks are all fused has ``deploy`` set, so that it fuses training weights on loading.
+    RepVGG blocks are fused in float64. Blocks of other families fuse themselves, after a fused copy
+    was compared with the original; so do RepVGG blocks with hooks or unknown modules inside.
+    Backbones get ``deploy=True``, so that they fuse training weights on loading.
 
     Returns:
         The number of blocks fused: 0 if all had been fused before.
@@ -116,8 +116,8 @@ def fuse_branches(model: nn.Module) -> int:
     Raises:
         ValueError: As :func:`fusible_blocks`, or if the weights of a block cannot be fused, or its
             own method fails; the model is then unchanged.
-        EquivalenceError: If a block of another family, fused by its own method, gives something
-            else; the model is then unchanged.
+        EquivalenceError: If a block's own method changes its outputs; the model is then
+            unchanged.
     """
     convs: list[tuple[Any, nn.Conv2d]] = []
     others: list[nn.Module] = []
@@ -130,7 +130,7 @@ def fuse_branches(model: nn.Module) -> int:
             convs.append((block, block.fused_conv()))
     count = len(convs) + sum(map(count_innermost, others))
     if not count and all(fuse_method(block) == 'fuse' for block in blocks.values()):
-        raise ValueError(NO_BLOCK.format(type(model).__name__))  # those did something else
+        raise ValueError(NO_BLOCK.format(type(model).__name__))  # these methods did something else
     for block, conv in convs:
         block.become_fused(conv)
     fused = {block: fuse_in_place(block) for block in others}
@@ -146,7 +146,7 @@ def fuse_branches(model: nn.Module) -> int:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether ``block`` is a RepVGG block of this package, and so are all modules inside."""
+    """Whether ``block`` is a RepVGG block with only known modules inside, and no hooks on them."""
     package = type(block).__module__.partition('.')[0]
     return hasattr(block, 'fused_conv') and not any(
         has_hooks(part)

@@ -1,13 +1,13 @@
 """Find the channels of a network that can be multiplied by a factor without changing its outputs.
 
-Every channel that a conv gives has a factor of its own, until the network ties it to others: the
-two terms of a sum must have the same factor, and so must all pixels that a conv reads of a channel.
-:class:`FactorTracer` runs the network once and watches each ATen operation. With every tensor it
-keeps one of the same shape that holds the number of each element's factor. Operations that only
-move elements are applied to the numbers as well. Operations that are linear, or positively
-homogeneous like ReLU, pass them on. Whatever else reads a tensor fixes its factors to 1, which is
-factor 0, and so do the outputs. A network with unknown operations is therefore safe: they are only
-left out.
+Every output channel of a conv starts with a factor of its own. The network ties factors to each
+other: both terms of a sum must have the same factor, and so must all pixels of a channel that a
+conv reads. :class:`FactorTracer` follows every ATen operation while the network runs once. For each
+tensor it keeps another one of the same shape, with the number of each element's factor. Operations
+that only move elements are applied to the numbers as well. Operations that are linear, or
+positively homogeneous like ReLU, pass them on. Every other operation fixes the factors of its
+inputs to 1, which is factor 0; so are the factors of the outputs. Unknown operations are therefore
+safe: what they read is not scaled.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ class TracedConv:
         return self.inputs.view(self.groups, -1).repeat_interleave(per_group, dim=0)
 
     def shares(self, factors: Tensor) -> bool:
-        """Whether a channel that the conv gives or reads has one of these factors."""
+        """Whether an input or output channel of the conv has one of these factors."""
         return bool(torch.isin(torch.cat([self.inputs, self.outputs]), factors).any())
 
 
 class FactorTracer(TorchDispatchMode):
-    """While it is active, follow the factors of channels; :meth:`solve` gives the convs."""
+    """Follows the factors of channels while it is active; :meth:`solve` returns the convs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.parents = [0]  # union-find: factor -> one that it equals, of a smaller number
-        self.traced: dict[int, tuple[Tensor, Tensor]] = {}  # the tensor is held to keep its id
+        self.parents = [0]  # union-find: factor -> an equal one with a smaller number
+        self.traced: dict[int, tuple[Tensor, Tensor]] = {}  # by id; holds the tensor to keep it
         self.convs: dict[int, TracedConv] = {}  # by id of the weight
-        self.read: set[int] = set()  # storages that something else than a conv's weight reads
+        self.read: set[int] = set()  # storages that are read, but not as a conv's parameters
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Run an operation and note the factors of what it gives."""
+        """Run an operation and note the factors of its result."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -90,7 +90,7 @@ class FactorTracer(TorchDispatchMode):
         return [] if factors is None else list(zip(results, several, strict=False))
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The factors of a tensor's elements, of its shape; 0 if it comes from no conv."""
+        """The factors of a tensor's elements, in its shape; 0 if it comes from no conv."""
         if id(tensor) in self.traced:
             return self.traced[id(tensor)][1]
         return torch.tensor(0).expand(tensor.shape)
@@ -109,7 +109,7 @@ class FactorTracer(TorchDispatchMode):
             self.parents[high] = low
 
     def tie_along(self, factors: Tensor, dims: Iterable[int]) -> Tensor:
-        """Make factors equal along dimensions, which have length 1 in what is returned."""
+        """Make factors equal along ``dims``, which have length 1 in the result."""
         one = factors.amin(tuple(dims), keepdim=True)
         self.tie(factors, one)
         return one
@@ -127,7 +127,7 @@ class FactorTracer(TorchDispatchMode):
         """The convs in the order in which they ran; equal factors have equal numbers.
 
         Args:
-            outputs: Of the network: they keep factor 1.
+            outputs: Outputs of the network; their factors are fixed to 1.
         """
         self.tie_to_one(*outputs)
         convs = list(self.convs.values())
@@ -150,7 +150,7 @@ def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-# The rules: (tracer, operation, its result, *its arguments) -> the factors of the result, of its
+# The rules: (tracer, operation, its result, *its arguments) -> the factors of the result, in its
 # shape, or None if its arguments must have factor 1
 
 
@@ -227,7 +227,7 @@ def _matmul(tracer: FactorTracer, _: Any, result: Tensor, x: Tensor, y: Tensor) 
 
 
 def _pool(tracer: FactorTracer, _: Any, result: Any, x: Tensor, *__: Any) -> Tensor:
-    pooled = result[0] if isinstance(result, tuple) else result  # of max pooling also the places
+    pooled = result[0] if isinstance(result, tuple) else result  # max pooling also gives the places
     return tracer.tie_along(tracer.of(x), [-2, -1]).expand(pooled.shape)
 
 

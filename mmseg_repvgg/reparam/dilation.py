@@ -1,14 +1,14 @@
 """Dilated convs -> ordinary convs on interleaved sub-maps (space-to-batch), exactly.
 
 A conv of dilation d never mixes pixels whose row or column numbers differ modulo d: on a map of
-H x W it is d * d independent ordinary convs, each on the sub-map of every d-th row and column. Put
-into the batch dimension they are one ordinary conv, which engines run by Winograd (the paper's
-section 4.3 names the slow dilated convs as the limitation of its segmentation models). A run of
-convs of the same dilation pays for the two reshapes once.
+H x W it is d * d independent ordinary convs, each on the sub-map of every d-th row and column. With
+the sub-maps in the batch dimension it is one ordinary conv, which engines run by Winograd (the
+paper's section 4.3 names the slow dilated convs as the limitation of its segmentation models). A
+run of convs of the same dilation needs the two reshapes only once.
 
-Where d does not divide H and W, the map is padded with zeros at its lower and right border. Bias
-and activation fill that padding with something else, so that after every layer but the run's last
-it is set back to zero; what is computed in it is cut off at the end.
+If d does not divide H and W, the map is padded with zeros at its lower and right border. Bias and
+activation make this padding nonzero, so it is reset to zero after every layer except the run's
+last, and is cut off at the end.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def from_sub_maps(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
     channels, h, w = x.shape[1:]
     x = x.unflatten(0, (dilation, dilation, -1)).permute(2, 3, 4, 0, 5, 1)  # N, C, h, d, w, d
     x = x.reshape(-1, channels, h * dilation, w * dilation)
-    # no view: an activation in place would be exported as a scatter into what was cut off
+    # a copy: on a view, an activation in place would be exported as a scatter
     return x[:, :, : size[0], : size[1]].contiguous()
 
 
 def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
-    """Apply ordinary layers instead of layers of one ``dilation``.
+    """Run layers of one ``dilation`` as ordinary layers on sub-maps.
 
     Args:
-        layers: Stride-1 convs of dilation 1 with their "same" padding, each followed by nothing but
-            pointwise functions.
+        layers: Stride-1 convs of dilation 1 with "same" padding, each followed only by pointwise
+            functions.
         x: (N, C, H, W), of any size.
-        dilation: Of the layers that they replace.
+        dilation: Dilation of the layers that they replace.
 
     Returns:
         (N, C_out, H, W).
@@ -80,12 +80,12 @@ def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
 
 
 class SubMapConv2d(nn.Conv2d):
-    """A dilated conv that is computed on sub-maps; :func:`undilate` makes it of an ``nn.Conv2d``.
+    """A dilated conv that is computed on sub-maps; :func:`undilate` makes it from an ``nn.Conv2d``.
 
     Its ``padding`` and ``dilation`` are those of the ordinary conv.
     """
 
-    sub_map_step: int  # the dilation that it had
+    sub_map_step: int  # the dilation of the original conv
     run: Callable[[Layers, Tensor, int], Tensor] = staticmethod(run_on_sub_maps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class SubMapConv2d(nn.Conv2d):
 
 
 class SubMapSequential(nn.Sequential):
-    """A sequence of blocks in which runs of equal dilation are computed on sub-maps at once."""
+    """A sequence of blocks that computes each run of equal dilation on sub-maps."""
 
     run: Callable[[Layers, Tensor, int], Tensor] = staticmethod(run_on_sub_maps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the blocks do one after the other."""
+        """Apply the blocks one after the other."""
         for step, blocks in groupby(self, key=_step_of_run):
             if step == 1:
                 for block in blocks:
@@ -118,9 +118,9 @@ def undilate(model: nn.Module) -> int:
 
     Runs are found in an ``nn.Sequential`` of fused RepVGG blocks, and the activations are part of
     the run; other dilated convs (of a ResNet, or of a block whose squeeze-excitation needs the
-    whole map) are computed by themselves. Modules change their class and stay where they are, so
-    that hooks, names and other uses of them stay as well. A conv whose padding does not keep the
-    size, or whose kernel is even, is left.
+    whole map) are computed by themselves. Modules change their class but stay in place, so
+    hooks, names and other references to them stay valid. A conv whose padding does not keep the
+    size, or whose kernel size is even, is left unchanged.
 
     Args:
         model: Any module, best in fused form: each branch of a block in training form is a conv of
@@ -142,9 +142,9 @@ def undilate(model: nn.Module) -> int:
 
 
 def _step_of_run(block: Any) -> int:
-    """The step of the sub-maps on which a block can run with others; 1 for other blocks.
+    """The step of the sub-maps on which a block can run together with others, or 1.
 
-    It must be a conv and then pointwise, and nothing may see its calls: hooks expect whole maps.
+    The block must be a conv and pointwise functions, without hooks: hooks expect whole maps.
     """
     conv = getattr(block, 'branch_reparam', None)
     if not isinstance(conv, SubMapConv2d) or any(map(has_hooks, block.modules())):
@@ -159,7 +159,7 @@ def _run_block(block: Any, x: Tensor) -> Tensor:
 def _run(
     run: Callable[[Layers, Tensor, int], Tensor], layers: Layers, x: Tensor, dilation: int
 ) -> Tensor:
-    """Run layers on sub-maps of unbatched maps and of maps in any memory format."""
+    """Run layers on sub-maps; maps may be unbatched and in any memory format."""
     if x.dim() == 3:
         return run(layers, x[None], dilation)[0]
     out = run(layers, x, dilation)

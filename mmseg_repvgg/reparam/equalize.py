@@ -1,11 +1,11 @@
 """Cross-layer equalization by powers of two: the same outputs, with balanced ranges of weights.
 
-A conv that is followed by ReLU may give its channel c divided by s > 0, if whatever reads the
-channel multiplies it by s (Nagel et al. 2019, arXiv 1906.04721, section 4.1). With
-s = sqrt(r1 r2) / r2 both ranges, r1 of the weights that give the channel and r2 of those that read
-it, become sqrt(r1 r2), which is what quantization of whole tensors needs. Here s is the nearest
-power of two: nothing is rounded then, so that the outputs stay equal bit for bit, barring overflow
-and underflow of feature maps.
+If a conv is followed by ReLU, its output channel c may be divided by s > 0, as long as everything
+that reads the channel multiplies it by s (Nagel et al. 2019, arXiv 1906.04721, section 4.1). Let r1
+be the range of the weights that compute the channel, and r2 that of the weights that read it. With
+s = sqrt(r1 r2) / r2 both become sqrt(r1 r2), which is what per-tensor quantization needs. Here s is
+the nearest power of two, so nothing else is rounded: the outputs stay equal bit for bit, unless
+feature maps overflow or underflow.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from mmseg_repvgg.reparam.equivalence import (
 )
 
 SIZE = (97, 129)
-"""Of the images that are run through the model; few, and not divisible by the usual dilations."""
+"""Of the random images: small, and not divisible by the usual dilations."""
 
 MAX_SWEEPS = 100
-"""Over all convs. DeepLabV3+ on RepVGG-B1g2 takes 16."""
+"""Limit of passes over all convs. DeepLabV3+ on RepVGG-B1g2 takes 16."""
 
 
 def equalize(model: nn.Module) -> int:
     """Balance the ranges of weights channel by channel; in place.
 
     The model is run on random images to see which layers read which channels
-    (:mod:`mmseg_repvgg.reparam.channel_scales`). All that read a channel are scaled with it: the
-    next conv, heads, the first conv of a squeeze-excitation. A channel is unchanged if it is an
+    (:mod:`mmseg_repvgg.reparam.channel_scales`). All convs that read a channel are scaled with it:
+    the next conv, heads, the first conv of a squeeze-excitation. A channel is unchanged if it is an
     output, or if anything else reads it: an activation other than ReLU, LeakyReLU and PReLU, a
-    BatchNorm, an unknown operation. So fuse the model before; of the branches of the training form
-    nothing can be scaled.
+    BatchNorm, an unknown operation. So fuse the model first: nothing can be scaled in the branches
+    of the training form.
 
-    The outputs that stay the same are those of :func:`~.equivalence.model_outputs`: of a segmentor
-    the logits. The maps that its ``extract_feat`` gives to the heads are scaled.
+    The outputs of :func:`~.equivalence.model_outputs` stay the same, for a segmentor the logits.
+    The feature maps of its ``extract_feat`` are scaled.
 
     Args:
-        model: A model of images, in any mode, of float32, float64 or bfloat16.
+        model: A model that takes images, in any mode, in float32, float64 or bfloat16.
 
     Returns:
         The number of output channels of convs that were scaled: 0 if applied again.
@@ -69,9 +69,9 @@ def equalize(model: nn.Module) -> int:
         exponents = _safe_exponents(convs, len(tracer.parents))
         _scale(convs, exponents)
         after = _outputs(model, images)
-        # where random weights overflow, both must
+        # if random weights overflow, both outputs must
         found = difference(*([t.nan_to_num() for t in outputs] for outputs in (before, after)))
-        # nothing is rounded, but the convs of a GPU may be other ones from run to run
+        # nothing is rounded, but a GPU may choose other conv algorithms from run to run
         tolerance = tolerance_of(model) / (100 if images.device.type == 'cpu' else 1)
         if not found.max_rel <= tolerance:
             _scale(convs, -exponents)
@@ -102,11 +102,11 @@ def _outputs(model: nn.Module, images: Tensor, tracer: FactorTracer | None = Non
 
 
 def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
-    """The exponents of :func:`balance` for scales that lose no bit of any weight or bias.
+    """The exponents of :func:`balance`, without scales that would lose a bit of a weight or bias.
 
     Args:
-        convs: With their channels numbered from 0 to ``count`` - 1; 0 is unchanged.
-        count: Of the numbers.
+        convs: Convs with channels numbered from 0 to ``count`` - 1; channel 0 is not scaled.
+        count: How many numbers there are.
 
     Returns:
         Integers (count,) float64.
@@ -124,13 +124,12 @@ def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
 def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
     """Exponents k that balance ranges if channels are multiplied by 2^-k.
 
-    Channel by channel, k grows by log2(s), rounded, until no s is nearer to another power of two
-    than to 1. The range of what gives a channel includes the bias divided by the number of weights,
-    which decides only if the weights are next to nothing: a channel of almost constant value must
-    not grow without bound.
+    Channel by channel, the rounded log2(s) is added to k, until it is 0 for all of them. The range
+    r1 includes the bias divided by the number of weights. That matters only if the weights are
+    almost 0: a channel of almost constant value must not grow without bound.
 
     Args:
-        convs: With the numbers of their channels; several convs may give or read a channel.
+        convs: Convs with numbered channels; several convs may compute or read a channel.
         is_free: (count,) bool: the channels that may be scaled.
 
     Returns:
@@ -152,9 +151,9 @@ def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
                 largest = torch.maximum(scaled.amax(2), biases - given[..., 0])
                 giving.scatter_reduce_(0, outputs, largest.flatten(), 'amax')
                 reading.scatter_reduce_(0, inputs, scaled.amax(1).flatten(), 'amax')
-            # a tie between two powers goes to the nearer to 1, whatever the last bit of a logarithm
+            # a tie between two powers goes to the one nearer to 1, despite rounding of logarithms
             steps = ((giving - reading) / 2 * (1 - 1e-9)).round()
-            is_balanced = is_free & steps.isfinite()  # not those with no reader or without weights
+            is_balanced = is_free & steps.isfinite()  # not without readers or weights
             channels = conv.outputs.unique()
             exponents[channels] += torch.where(is_balanced, steps, 0.0)[channels]
         if torch.equal(exponents, before):
@@ -163,7 +162,7 @@ def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
 
 
 def _log_ranges(conv: TracedConv) -> tuple[Tensor, Tensor]:
-    """log2 of the largest |weight| of each pair of channels, and of what counts of the biases.
+    """log2 of the largest |weight| of each pair of channels, and of |bias| / number of weights.
 
     Returns:
         (groups, C_out / groups, C_in / groups) and (groups, C_out / groups), float64.
@@ -186,7 +185,7 @@ def _scales(conv: TracedConv, exponents: Tensor) -> list[tuple[nn.Parameter, Ten
 
 
 def _lossy_channels(conv: TracedConv, exponents: Tensor) -> Tensor:
-    """The numbers of the channels of weights and biases that overflow or become denormal."""
+    """The numbers of the channels whose weights or biases overflow or become denormal."""
     weights, *biases = [((p * by) / by != p).cpu() for p, by in _scales(conv, exponents)]
     pairs = weights.flatten(2).any(2)
     outputs = torch.stack([pairs.any(1), *biases]).any(0)

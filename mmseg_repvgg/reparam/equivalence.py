@@ -1,4 +1,4 @@
-"""Run two models on the same input, compare what they give, and refuse what is not equal."""
+"""Run two models on the same input, compare their outputs, and raise if they differ."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Largest relative difference of outputs that rounding explains, by the dtype of the weights. Models
-# in half precision are compared in float32: what differs there is the rounding of fused weights.
+# Largest relative difference that rounding can cause, by the dtype of the weights. Models in half
+# precision are compared in float32: there only the rounding of fused weights makes a difference.
 TOLERANCES = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
@@ -22,11 +22,11 @@ TOLERANCES = {
 }
 
 POINTS = 32
-"""So many points a side are compared of heads that work on points."""
+"""Heads that work on points are compared on a grid with this many points per side."""
 
 
 class EquivalenceError(RuntimeError):
-    """A rewritten model does not give what the original gives."""
+    """The outputs of a rewritten model differ from the original's."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Difference:
     """How far the outputs of two models are apart."""
 
     max_abs: float  # largest absolute difference
-    max_rel: float  # largest absolute difference over the largest absolute value before
+    max_rel: float  # largest difference over the output's largest absolute value
     argmax_agreement: float  # share of the first output's positions with the same best class
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def random_images(
     model: nn.Module, size: tuple[int, int] = (129, 193), batch: int = 1, seed: int = 0
 ) -> Tensor:
-    """Standard normal images (batch, 3, *size) of the model's device and dtype.
+    """Standard normal images (batch, C_in, *size) of the model's device and dtype.
 
     They come from a generator of their own: the global random state is untouched.
     """
@@ -75,7 +75,7 @@ def random_images(
 
 
 def takes_images(model: nn.Module) -> bool:
-    """Whether :func:`model_outputs` can run the model on nothing but images."""
+    """Whether :func:`model_outputs` can run the model on images alone."""
     if not hasattr(model, 'data_preprocessor') or hasattr(model, 'decode_head'):
         return True
     try:
@@ -86,16 +86,16 @@ def takes_images(model: nn.Module) -> bool:
 
 
 def step_outputs(model: Any, data_batch: Any) -> list[Tensor]:
-    """What ``val_step`` of an mmengine model gives for a batch of a data loader."""
+    """The outputs of an mmengine model's ``val_step`` for a batch of a data loader."""
     return list(_tensors(model.val_step(data_batch)))
 
 
 def model_outputs(model: Any, images: Tensor) -> list[Tensor]:
     """All raw outputs of a model for preprocessed images (N, C, H, W).
 
-    Of a segmentor: the logits of the decode head (of a cascade: of all of its heads, the last one
-    first) and of every auxiliary head; of another mmengine model: what its tensor mode gives; of a
-    plain module: what it returns.
+    For a segmentor: the logits of the decode head (in a cascade, of all its heads, the last one
+    first) and of every auxiliary head. For another mmengine model: the outputs of its tensor mode.
+    For a plain module: what it returns.
     """
     if hasattr(model, 'extract_feat') and hasattr(model, 'decode_head'):
         features = model.extract_feat(images)
@@ -118,13 +118,13 @@ def compare(
     """Run both models in eval mode and true float32, without gradients, and compare all outputs.
 
     Autocast and TF32 are off meanwhile; weights in half precision are compared in float32 copies.
-    Both models draw the same random numbers, for heads that begin from some (SegNeXt's). The mode
-    of every module and the global random state are put back afterwards.
+    Both models draw the same random numbers, for heads that use them (SegNeXt's). The mode of every
+    module and the global random state are restored afterwards.
 
     Args:
         before: The original.
         after: The rewritten model.
-        inputs: Of both; by default images (N, C, H, W).
+        inputs: Inputs of both models; by default images (N, C, H, W).
         outputs_of: ``(model, inputs) -> outputs``.
 
     Raises:
@@ -153,7 +153,7 @@ def compare(
 
 def difference(expected: list[Tensor], actual: list[Tensor]) -> Difference:
     """Compare outputs of equal shapes; NaN in ``actual`` is an infinite difference."""
-    # on the CPU, for there is no float64 on Apple's MPS
+    # on the CPU, because Apple's MPS has no float64
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(expected, actual, strict=True)]
     max_abs = max_rel = 0.0
     for old, new in pairs:
@@ -168,23 +168,23 @@ def difference(expected: list[Tensor], actual: list[Tensor]) -> Difference:
 
 
 def _classes(output: Tensor) -> Tensor:
-    """The best class of each position of (N, C, ...); of one channel, whether it is positive."""
+    """The best class of each position of (N, C, ...); with one channel, whether it is positive."""
     if output.dim() < 2 or output.shape[1] == 1:
         return output > 0
     return output.argmax(1)
 
 
 def require_equal(found: Difference, tolerance: float, what: str) -> None:
-    """Refuse a difference past ``tolerance`` (relative).
+    """Raise if the relative difference is above ``tolerance``.
 
     Raises:
-        EquivalenceError: Naming the difference, the tolerance and what was compared.
+        EquivalenceError: If it is; the message gives both and ``what``.
     """
     if not found.max_rel <= tolerance:
         raise EquivalenceError(
-            f'{what}: the rewritten model is not equal to the original: {found}; allowed is a '
-            f'relative difference of {tolerance:.3g}. Please report it with the config; to '
-            "evaluate without rewrites, take dict(type='RepVGGDeployHook') out of custom_hooks"
+            f'{what}: the rewritten model is not equal to the original: {found}; the '
+            f'allowed relative difference is {tolerance:.3g}. Please report it with the config; to '
+            "evaluate without rewrites, remove dict(type='RepVGGDeployHook') from custom_hooks"
         )
 
 
@@ -199,7 +199,7 @@ def _seeded(
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Switch off autocast and TF32, by which PyTorch's CUDA convs round float32 to 10 bits."""
+    """Switch off autocast and TF32, with which CUDA convs round float32 to 10 bits of mantissa."""
     backends: Any = torch.backends
     settings: list[tuple[Any, str, Any]]
     if hasattr(backends.cuda.matmul, 'fp32_precision'):  # PyTorch 2.9 and later
@@ -223,7 +223,7 @@ def _true_float32() -> Iterator[None]:
 
 
 def _cascade_outputs(decode_head: Any, features: Any) -> list[Any]:
-    """What the decode head gives, or every head of a cascade, each fed by the one before it."""
+    """Outputs of the decode head, or of all heads of a cascade, the last one first."""
     if not isinstance(decode_head, nn.ModuleList):
         return [decode_head.forward(features)]
     outputs = [decode_head[0].forward(features)]
@@ -239,7 +239,7 @@ def _at_fixed_points(head: Any, features: Any, coarse: Tensor) -> Tensor:
     """Logits of PointRend's head at points on a grid: (N, classes, points).
 
     The head itself chooses the points where the coarse logits (N, classes, h, w) are least certain;
-    rounding may tip that choice, so that its refined map cannot tell whether two models are equal.
+    rounding may change that choice, so its refined map cannot show whether two models are equal.
     """
     ticks = (torch.arange(POINTS, device=coarse.device, dtype=coarse.dtype) + 0.5) / POINTS
     points = torch.cartesian_prod(ticks, ticks).expand(len(coarse), -1, -1)

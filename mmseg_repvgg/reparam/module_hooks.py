@@ -11,13 +11,13 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 COMPUTE_WEIGHTS = (BasePruningMethod, SpectralNorm, WeightNorm)
-"""Forward pre-hooks that set a weight anew before each call."""
+"""Forward pre-hooks that compute a weight before each call."""
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling ``module`` does more than its class's forward.
 
-    It has hooks, or its forward was replaced on the instance. Hooks that only compute its weight
+    It does if it has hooks, or if its forward was replaced. Hooks that only compute its weight
     (``torch.nn.utils``: pruning, spectral and weight norm) do not count.
     """
     before = module._forward_pre_hooks.values()
@@ -30,11 +30,11 @@ def has_hooks(module: nn.Module) -> bool:
 
 @contextmanager
 def computed_weights(model: nn.Module) -> Iterator[None]:
-    """Bring computed weights up to date, and have them computed as in eval mode.
+    """Update computed weights; within the context they are computed as in eval mode.
 
-    A pruned or normalised weight is an attribute that is old until the next call, after
-    ``load_state_dict`` for example; spectral norm changes its state when it is used in training
-    mode. The mode of every module is put back.
+    A pruned or normalised weight is outdated until the next call, for example after
+    ``load_state_dict``. Spectral norm changes its state in training mode. The mode of every module
+    is restored.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -1,6 +1,6 @@
 """Blocks that fuse themselves by a method: MobileOne, RepViT, FastViT, mmpretrain's RepVGG, ...
 
-What such a method does is unknown, so that a copy is fused first and compared with the original.
+What such a method does is unknown, so a copy is fused first and compared with the original.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmseg_repvgg.reparam.equivalence import EquivalenceError, compare, toleranc
 from mmseg_repvgg.reparam.module_hooks import computed_weights
 
 FUSE_METHODS = ('switch_to_deploy', 'reparameterize', 'fuse')
-"""The usual names. ``fuse`` may return the module that takes the block's place, as in timm."""
+"""The usual names. ``fuse`` may return the module that replaces the block, as in timm."""
 
 LEAVE_OUT = "or leave 'branches' out of the rewrites"
 
@@ -24,7 +24,7 @@ LEAVE_OUT = "or leave 'branches' out of the rewrites"
 def fuse_method(module: nn.Module) -> str:
     """The name of the method by which ``module`` fuses itself, or ''.
 
-    It takes no arguments: a VAE's ``reparameterize(mean, log_var)`` is another thing.
+    The method takes no arguments, unlike a VAE's ``reparameterize(mean, log_var)``.
     """
     for name in FUSE_METHODS:
         method = getattr(type(module), name, None)
@@ -38,20 +38,20 @@ def fuse_method(module: nn.Module) -> str:
 
 
 def count_innermost(block: nn.Module) -> int:
-    """The number of modules inside that fuse themselves and hold no other one."""
+    """The number of modules in ``block`` that fuse themselves and hold no other such module."""
     fusing = [m for m in block.modules() if fuse_method(m)]
     return sum(all(m is part or part not in fusing for part in m.modules()) for m in fusing)
 
 
 def fuse_in_place(block: nn.Module) -> nn.Module:
-    """Fuse a block by its own methods; no random number is drawn.
+    """Fuse a block by its own methods; the global random state is unchanged.
 
     Returns:
-        What takes the place of ``block``, often ``block`` itself.
+        The module that replaces ``block``, often ``block`` itself.
     """
     like, default = _like(block), torch.get_default_dtype()
     devices = [like.device] if like.is_cuda else []
-    torch.set_default_dtype(like.dtype)  # of the modules that the methods build
+    torch.set_default_dtype(like.dtype)  # for modules that the methods build
     try:
         random = torch.random.fork_rng(devices=devices)
         with like.device, random, torch.no_grad(), computed_weights(block):
@@ -81,7 +81,7 @@ def fuse_copy(name: str, block: nn.Module) -> nn.Module | None:
     """Fuse a copy of ``block`` by its own methods and compare it with the original.
 
     Args:
-        name: Of the block, for messages.
+        name: Name of the block, for messages.
         block: Any module with a :func:`fuse_method`; it is unchanged.
 
     Returns:
@@ -90,7 +90,7 @@ def fuse_copy(name: str, block: nn.Module) -> nn.Module | None:
 
     Raises:
         ValueError: If a method fails, or there is no input to compare with.
-        EquivalenceError: If the copy does not give what ``block`` gives.
+        EquivalenceError: If the outputs of the copy and of ``block`` differ.
     """
     what = f'{type(block).__name__}.{fuse_method(block)}() of {name or "the model"!r}'
     try:
@@ -106,8 +106,8 @@ def fuse_copy(name: str, block: nn.Module) -> nn.Module | None:
     inputs = next(_working_inputs(block), None)
     if inputs is None:
         raise ValueError(
-            f'{what} cannot be checked: the block takes no feature maps or images alone. Fuse it '
-            f'before, {LEAVE_OUT}'
+            f'{what} cannot be checked: the block does not run on an image or feature map alone. '
+            f'Fuse it first, {LEAVE_OUT}'
         )
     try:
         found = compare(block, fused, inputs)
@@ -115,7 +115,7 @@ def fuse_copy(name: str, block: nn.Module) -> nn.Module | None:
             raise EquivalenceError(str(found))
     except EquivalenceError as error:
         raise EquivalenceError(
-            f'{what} does not give what the block gives: {error}. Change the block, {LEAVE_OUT}'
+            f'{what} changes the outputs of the block: {error}. Change the block, {LEAVE_OUT}'
         ) from error
     return fused
 
@@ -131,7 +131,7 @@ def _working_inputs(block: nn.Module) -> Iterator[Tensor]:
     sizes = ('in_channels', 'in_features', 'num_features')
     widths = [getattr(m, size) for m in block.modules() for size in sizes if hasattr(m, size)]
     for width in dict.fromkeys(w for w in widths if isinstance(w, int)):
-        sides = (97, 224) if width <= 4 else (17,)  # an image of a network; a map of a block
+        sides = (97, 224) if width <= 4 else (17,)  # images for a network; feature maps for a block
         for shape in (*((width, side, side) for side in sides), (49, width), (width,)):
             inputs = torch.randn(1, *shape, generator=generator).to(like)
             training = [m for m in block.modules() if m.training]

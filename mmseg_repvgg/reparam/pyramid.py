@@ -1,9 +1,9 @@
 """Pooling-pyramid heads without pooling, upsampling and the wide concat, exactly.
 
 PSPNet's head (mmseg's ``PSPHead``; the top of ``UPerHead``) pools its input x to b x b for several
-b, reduces each by a 1x1 conv, upsamples the results to the size of x, concatenates all to x and
+b, reduces each by a 1x1 conv, upsamples the results to the size of x, concatenates them with x and
 applies a 3x3 conv, the bottleneck. Per axis, adaptive average pooling is a product with a constant
-matrix P (b, n), and bilinear upsampling one with U (n, b). The bottleneck's part over scale b,
+matrix P (b, n), and bilinear upsampling one with U (n, b). The bottleneck's output from scale b,
 
     sum over taps (ty, tx) of W[:, :, ty, tx] (U p U^T) shifted by the tap,
 
@@ -25,10 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mmseg_repvgg.reparam.module_hooks import has_hooks
 
 TAPS = 3
-"""Of the bottleneck's kernel, per axis."""
+"""Size of the bottleneck's kernel, per axis."""
 
 KNOWN_METHODS = (('PSPHead', '_forward_feature'), ('UPerHead', 'psp_forward'))
-"""The class and method of mmseg's heads that apply the bottleneck to the concat, and no more."""
+"""The class and method of mmseg's heads that only apply the bottleneck to the concat."""
 
 
 class Axis(NamedTuple):
@@ -62,7 +62,7 @@ class PyramidBottleneck(nn.Module):
     Args:
         pyramid: mmseg's ``PPM``: per scale an adaptive pooling and a 1x1 ConvModule.
         bottleneck: The ConvModule over the concat of the input and the upsampled scales.
-        align_corners: Of the upsampling.
+        align_corners: As in the upsampling.
     """
 
     def __init__(self, pyramid: Any, bottleneck: Any, align_corners: bool) -> None:
@@ -101,15 +101,15 @@ class PyramidBottleneck(nn.Module):
         return self.activate(self.norm(self.conv(x) + from_pyramid))
 
     def _matrices(self, x: Tensor) -> tuple[Axis, Axis]:
-        """The constants for the size, dtype and device of ``x``; those of the last are kept.
+        """The matrices for the size, dtype and device of ``x``; the last ones are cached.
 
-        Threads may use several sizes at once: a kept entry is replaced, and never changed.
+        Threads may use several sizes at once, so the cached entry is replaced, never changed.
         """
         key = (*x.shape[2:], x.dtype, x.device)
         axes = self._axes.get(key)
         is_fake = isinstance(x, FakeTensor) and not torch.compiler.is_exporting()
         if axes is None or is_fake:
-            with torch.inference_mode(False), torch.no_grad():  # to be kept for all modes
+            with torch.inference_mode(False), torch.no_grad():  # to be usable in all modes
                 axes = self._axis(x.shape[2], x), self._axis(x.shape[3], x)
             if not torch.compiler.is_compiling() and type(axes[0].pool[0]) is Tensor:
                 self._axes = {key: axes}
@@ -125,7 +125,7 @@ class PyramidBottleneck(nn.Module):
 
 
 class NoPyramid(nn.Module):
-    """Stands where a head's pyramid was: gives no maps, for the bottleneck makes its own."""
+    """Replaces a head's pyramid and returns no maps: the bottleneck computes its own."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Nothing to concatenate to ``x``."""
@@ -135,9 +135,9 @@ class NoPyramid(nn.Module):
 def linearize_pyramids(model: nn.Module) -> int:
     """Replace the pyramid and bottleneck of every head that has them; in place.
 
-    A head is identified by the method that it has from mmseg's ``PSPHead`` or ``UPerHead``. One
-    with layers of another kind (a bottleneck that is no 3x3 conv), or with hooks on what would be
-    replaced, is left.
+    A head is identified by the method that it inherits from mmseg's ``PSPHead`` or ``UPerHead``. A
+    head with other layers (a bottleneck that is not a 3x3 conv), or with hooks on what would be
+    replaced, is left unchanged.
 
     Args:
         model: Any module.
@@ -155,7 +155,7 @@ def linearize_pyramids(model: nn.Module) -> int:
 
 
 def _without_concat(head: Any, inputs: Any) -> Tensor:
-    """What ``PSPHead._forward_feature`` gives, without its concat of one map, which is a copy."""
+    """As ``PSPHead._forward_feature``, without its concat, which would only copy the one map."""
     return head.bottleneck(head._transform_inputs(inputs))
 
 

@@ -21,11 +21,10 @@ from mmseg_repvgg.reparam.values import check_values
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A change of a model that leaves its outputs as they are, and where it is applied by default.
+    """A change of a model that keeps its outputs, and where it is applied by default.
 
-    A rewrite with ``by_default`` acts by default on the devices that it names. With
-    ``if_compared`` it does so only where the model is compared with the original right after: in
-    the tools and in the deploy hook.
+    It is applied by default on the devices in ``by_default``. With ``if_compared``, only where the
+    model is then compared with the original: in the tools and in the deploy hook.
     """
 
     apply: Callable[[nn.Module], int]  # in place; returns how many places it changed
@@ -45,12 +44,13 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def default_names(model: nn.Module, compared: bool = False) -> tuple[str, ...]:
-    """The rewrites that are not slower on the device of ``model``, as far as that was measured.
+    """The rewrites that are applied by default on the device of ``model``.
 
-    On the CPU these are all. On a GPU, where they were not measured, the paper's own two.
+    On the CPU these are the ones that were measured not to be slower: all but ``equalize``. On a
+    GPU, where nothing was measured, these are the paper's own two.
 
     Args:
-        model: Its first parameter tells the device.
+        model: The device is that of its first parameter.
         compared: Whether the caller compares the rewritten model with the original.
     """
     device = next((p.device.type for p in model.parameters()), 'cpu')
@@ -83,14 +83,14 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 def apply_rewrites(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, int]:
     """Apply rewrites to ``model``, in place; by default :func:`default_names`.
 
-    Each rewrite is applied wholly or not at all; those before one that fails stay applied.
+    A rewrite that fails changes nothing; those before it stay applied.
 
     Returns:
         How many places each rewrite changed, by name.
 
     Raises:
-        ValueError: On an unknown name, where a rewrite has nothing to act on or cannot act, or if
-            a weight is NaN or infinite or a variance negative.
+        ValueError: On an unknown name, if a rewrite cannot be applied, or if a weight is NaN or
+            infinite or a variance negative.
         EquivalenceError: As :func:`mmseg_repvgg.reparam.branches.fuse_branches`.
     """
     chosen = default_names(model) if names is None else check_names(names)
@@ -103,11 +103,11 @@ def deployed_copy(
 ) -> tuple[nn.Module, dict[str, int]]:
     """A rewritten copy of ``model`` in eval mode; ``model`` itself is unchanged.
 
-    By default it has had the rewrites of :func:`default_names`.
+    By default the rewrites are those of :func:`default_names`.
 
-    Methods that were replaced on the instance (as ``torch.compile`` through mmengine's runner does)
-    would run the original model, so the copy has its class's methods again; modules that
-    ``torch.compile`` wraps are taken out of their wrappers.
+    Methods that were replaced on the instance (mmengine's runner does so for ``torch.compile``)
+    would run the original model, so the copy gets the methods of its class. Modules wrapped by
+    ``torch.compile`` are unwrapped.
 
     Returns:
         The copy, and how many places each rewrite changed.
@@ -116,7 +116,7 @@ def deployed_copy(
         ValueError: As :func:`apply_rewrites`.
     """
     with torch.no_grad(), computed_weights(model):  # a weight with a graph cannot be copied
-        deployed = _without_compiled(copy.deepcopy(model))
+        deployed = _unwrap_compiled(copy.deepcopy(model))
     for module in deployed.modules():
         for name in [n for n in vars(module) if callable(getattr(type(module), n, None))]:
             delattr(module, name)
@@ -125,7 +125,7 @@ def deployed_copy(
     return deployed, counts
 
 
-def _without_compiled(model: Any) -> nn.Module:
+def _unwrap_compiled(model: Any) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module._modules.items():
             module._modules[name] = getattr(child, '_orig_mod', child)
@@ -133,6 +133,6 @@ def _without_compiled(model: Any) -> nn.Module:
 
 
 def describe(counts: dict[str, int]) -> str:
-    """For example ``28 RepVGG blocks, 7 conv-BN pairs``; what changed nothing is left out."""
+    """For example ``28 RepVGG blocks, 7 conv-BN pairs``; rewrites without effect are left out."""
     acted = {name: count for name, count in counts.items() if count} or counts
     return ', '.join(f'{count} {REWRITES[name].unit}' for name, count in acted.items())

@@ -20,7 +20,7 @@ def faults(state: Mapping[str, Any]) -> str:
         state: Tensors by name.
 
     Returns:
-        Names and what is wrong with them, the first few; empty if all is right.
+        The first few names with what is wrong; empty if nothing is.
     """
     found = [
         f'{name} ({fault})'
@@ -32,10 +32,10 @@ def faults(state: Mapping[str, Any]) -> str:
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a model that holds values that no trained network has.
+    """Raise if a model holds values that no trained network has.
 
     Raises:
-        ValueError: Naming the tensors.
+        ValueError: If it does; the message names the tensors.
     """
     found = faults(model.state_dict())
     if found:

@@ -82,7 +82,7 @@ def merge_normed(branches: Iterable[tuple[Tensor, nn.Module]]) -> tuple[Tensor, 
 def identity_like(weight: Tensor, groups: int) -> Tensor:
     """The 3x3 kernel of the identity, in the shape, dtype and device of ``weight``.
 
-    Where input and output have different channels, the first ones of each group are copied, as
+    If the numbers of input and output channels differ, it copies the first ones of each group, as
     ``torch.nn.init.dirac_`` and DiracNet's code do.
     """
     eye = torch.eye(
@@ -96,7 +96,7 @@ def trivial_kernel(weight: Tensor, groups: int) -> Tensor:
 
     Args:
         weight: W, (C_out, C_in / groups, 3, 3).
-        groups: Of the conv.
+        groups: Groups of the conv.
     """
     return weight + identity_like(weight, groups)
 
@@ -108,7 +108,7 @@ def dirac_kernel(weight: Tensor, a: Tensor, b: Tensor, groups: int) -> Tensor:
         weight: W, (C_out, C_in / groups, 3, 3). W_norm has the L2 norm 1 in each output channel.
         a: (C_out,).
         b: (C_out,).
-        groups: Of the conv.
+        groups: Groups of the conv.
     """
     normed = F.normalize(weight.flatten(1)).view_as(weight)
     identity = identity_like(weight, groups)

@@ -271,7 +271,7 @@ def test_weights_past_the_range_of_half_precision_are_refused(dtype, fits):
         assert fuse_batchnorms(model) == 1
         return
     with pytest.raises(
-        ValueError, match=r'a weight of 1.31e\+05, past the largest torch.float16, 6.55'
+        ValueError, match=r'a weight of 1.31e\+05, above the largest torch.float16, 6.55'
     ):
         fuse_batchnorms(model)
     assert isinstance(model[1], nn.BatchNorm2d)

@@ -159,7 +159,7 @@ def test_a_kernel_past_the_range_of_half_precision_is_refused():
         block.branch_3x3.norm.eps = 0.0
     block.half()
     with pytest.raises(
-        ValueError, match=r'past the largest torch.float16, 6.55e\+04: fuse the mod'
+        ValueError, match=r'above the largest torch.float16, 6.55e\+04: fuse the mod'
     ):
         block.switch_to_deploy()
     assert not block.deploy

@@ -120,7 +120,7 @@ def test_a_wrong_fused_form_is_refused(change) -> None:
     model = randomise_batchnorms(MODELS.build(dict(REPVGG, **change)))
     before = copy.deepcopy(model.state_dict())
     holder = nn.ModuleDict(dict(ours=RepVGGBlock(3, 3), theirs=model)).eval()
-    text = r"RepVGG.switch_to_deploy\(\) of 'theirs' does not give what the block gives"
+    text = r"RepVGG.switch_to_deploy\(\) of 'theirs' changes the outputs of the block"
     with pytest.raises(EquivalenceError, match=text):
         fuse_branches(holder)
     assert list(model.state_dict()) == list(before)
@@ -251,7 +251,7 @@ class TwoInputs(ConvNorm):
         (
             Wrong,
             EquivalenceError,
-            r"Wrong.fuse\(\) of 'blocks.0' does not give what the block give",
+            r"Wrong.fuse\(\) of 'blocks.0' changes the outputs of the block",
         ),
         (TwoInputs, ValueError, r"TwoInputs.fuse\(\) of 'blocks.0' cannot be checked"),
     ],
