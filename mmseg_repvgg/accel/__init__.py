@@ -1,6 +1,6 @@
-"""Optional CPU speed-ups, chosen by name as the rewrites of :mod:`mmseg_repvgg.reparam` are.
+"""Optional CPU speed-ups, chosen by name like the rewrites of :mod:`mmseg_repvgg.reparam`.
 
-Each swaps the classes of modules of a model; names of parameters stay.
+Each changes the classes of modules of a model; parameter names stay.
 """
 
 from mmseg_repvgg.accel.winograd import use_winograd

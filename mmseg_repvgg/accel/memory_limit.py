@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ASSUMED = 4 * 2**30
-"""Bytes where neither Linux's control groups nor ``os.sysconf`` tell."""
+"""Bytes of memory where ``os.sysconf`` does not tell."""
 CGROUPS = Path('/sys/fs/cgroup')
 OWN_CGROUPS = Path('/proc/self/cgroup')
 
 
 def memory_limit() -> int:
-    """Bytes that this process may use: the least of all limits that act on it."""
+    """Bytes that this process may use: the lowest of all limits that apply."""
     limits = [_physical_memory()]
     for folder, file in _cgroups():
-        for group in (folder, *folder.parents):  # the limits of the groups above act as well
+        for group in (folder, *folder.parents):  # the limits of parent groups apply as well
             # not all of the path exists inside a container; without a limit the text is 'max'
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((group / file).read_text()))
@@ -32,7 +32,7 @@ def _physical_memory() -> int:
 
 
 def _cgroups() -> Iterator[tuple[Path, str]]:
-    """The memory groups of this process, and the file with the limit: version 2, then 1."""
+    """The memory control groups of this process, and the names of their limit files."""
     with contextlib.suppress(OSError):
         for line in OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(':', 2)

@@ -1,11 +1,11 @@
 """NNPACK's Winograd convolution through its C interface, with kernels transformed once.
 
-PyTorch brings NNPACK and calls it as ``torch._nnpack_spatial_convolution``, which transforms the
+PyTorch ships NNPACK and calls it as ``torch._nnpack_spatial_convolution``, which transforms the
 kernels in every call: a sixth of the time of a layer of RepVGG-B2 at 713x713. PyTorch's shared
 library exports the C function (``nnp_convolution_inference`` in ``nnpack.h``, unchanged since
 2017), which also takes transformed kernels.
 
-The functions here hand addresses to C. Their caller has checked device, dtype and shapes.
+The functions here pass addresses to C: the caller must check device, dtype and shapes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ WINOGRAD_8X8 = 3  # nnp_convolution_algorithm: F(6x6, 3x3)
 VALUES_PER_KERNEL = 8 * 8  # of a transformed 3x3 kernel
 PRECOMPUTE, REUSE = 2, 3  # nnp_convolution_transform_strategy
 IDENTITY, RELU = 0, 1  # nnp_activation
-ROUNDING = 1e-4  # relative, of the check on a small conv
+ROUNDING = 1e-4  # relative tolerance in the check on a small conv
 
 
 class NnpackError(RuntimeError):
-    """NNPACK refused a convolution; the text has its status."""
+    """NNPACK refused a convolution; the message has the status code."""
 
 
 @functools.cache
 def is_available() -> bool:
-    """Whether NNPACK is here and right; the first call starts it and tries a small conv."""
+    """Whether NNPACK is available and correct; the first call starts it and tests a small conv."""
     library = _library()
     if library is None or library.nnp_initialize():
         return False
@@ -59,7 +59,7 @@ def transform_kernel(weight: Tensor) -> Tensor:
         weight: (C_out, C_in, 3, 3), contiguous.
 
     Returns:
-        (C_out * C_in * 256,) bytes, in an order of NNPACK's own.
+        (C_out * C_in * 256,) bytes, in NNPACK's own order.
 
     Raises:
         NnpackError: If NNPACK refuses it.
@@ -93,7 +93,7 @@ def convolve(
     if bias is None:
         bias = x.new_zeros(groups * out_channels)
     biases = bias.view(groups, out_channels)
-    # one image and group a call: NNPACK's code for batches is slower than PyTorch's convs
+    # one image and group per call: NNPACK's code for batches is slower than PyTorch's convs
     for position, maps in enumerate(x.view(batch * groups, channels, height, width)):
         group = position % groups
         tensors = maps, biases[group], out[position]
@@ -151,11 +151,11 @@ def _library() -> Any:
 
 @functools.cache
 def _threads(count: int, process: int) -> c_void_p:
-    """A pool of threads, one per process: those of the parent do not outlive a fork."""
+    """A pool of threads, one per process: the parent's threads do not survive a fork."""
     return c_void_p(_library().pthreadpool_create(count))
 
 
-_of_thread = threading.local()
+_thread_data = threading.local()
 
 
 def _call(
@@ -168,10 +168,10 @@ def _call(
     out: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Call NNPACK; returns its workspace: with ``PRECOMPUTE`` that is the transformed kernel.
+    """Call NNPACK and return its workspace; with ``PRECOMPUTE`` that is the transformed kernel.
 
     With ``REUSE`` it holds a layer's transformed maps, and is kept for the next call of the thread:
-    the system takes longer to hand out so many fresh pages than NNPACK takes to fill them.
+    allocating so many new pages takes longer than filling them.
     """
     pointers = [None if t is None else t.data_ptr() for t in (x, kernel, bias, out)]
 
@@ -189,11 +189,11 @@ def _call(
 
     length = c_size_t(0)
     call(None, length)  # says how many bytes it needs
-    workspace = getattr(_of_thread, 'workspace', None) if strategy == REUSE else None
+    workspace = getattr(_thread_data, 'workspace', None) if strategy == REUSE else None
     if workspace is None or workspace.numel() < length.value:
         # aligned to 64 bytes by PyTorch
         workspace = torch.empty(length.value, dtype=torch.uint8, device='cpu')
         if strategy == REUSE:
-            _of_thread.workspace = workspace
+            _thread_data.workspace = workspace
     call(workspace.data_ptr(), length)
     return workspace

@@ -2,7 +2,7 @@
 
 :mod:`mmseg_repvgg.reparam.dilation` puts the d * d sub-maps of ceil(H / d) x ceil(W / d) pixels
 into the batch. Here they lie side by side in d rows and d columns, for convs that are faster on one
-large map. Below each lies a row of zeros and to its right a column of zeros: the padding of the 3x3
+large map. Below each is a row of zeros, and to its right a column of zeros: the padding of the 3x3
 convs.
 """
 
@@ -43,7 +43,7 @@ def run_on_mosaic(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     """As :func:`mmseg_repvgg.reparam.dilation.run_on_sub_maps`, on a mosaic.
 
     For 3x3 convs only: larger kernels would see the neighbouring sub-map. The outputs of the layers
-    are changed in place, so that no gradient may be wanted.
+    are changed in place, so gradients cannot be computed.
     """
     size = x.shape[2:]
     x = to_mosaic(x, dilation)

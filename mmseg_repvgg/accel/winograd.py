@@ -1,9 +1,9 @@
-"""3x3 convs by Winograd's minimal filtering in PyTorch on the CPU, with the NNPACK it comes with.
+"""3x3 convs by Winograd's minimal filtering on the CPU, with the NNPACK that PyTorch ships.
 
 A 3x3 conv of stride 1 needs 9 multiplications per output; by Winograd it needs 2.25 (F(2x2, 3x3),
 which the paper's section 2.4 counts) or, with tiles of 6x6 as here, 1.78. PyTorch's CPU convs do
-not use it. It is exact in exact arithmetic, and rounds a little more. A NaN or an infinite value in
-the input makes pixels of all the 6x6 tiles that read it NaN, not only the 3x3 pixels around it.
+not use it. It is exact in exact arithmetic, but rounds a little more. If an input value is NaN or
+infinite, pixels of all 6x6 tiles that read it become NaN, not only the 3x3 pixels around it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from mmseg_repvgg.reparam.dilation import (
 from mmseg_repvgg.reparam.module_hooks import has_hooks
 
 MIN_PIXELS_FOR_WINOGRAD = 12 * 12
-"""Of a map; smaller ones are faster with the plain conv."""
+"""Smaller maps are faster with the plain conv."""
 SHARE_OF_MEMORY = 0.25
-"""What a process keeps of transformed kernels, at most, as a share of the memory it may use."""
+"""Largest share of the memory of a process that transformed kernels may take."""
 
 
 def plain_conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, relu: bool = False
 ) -> Tensor:
-    """What :func:`winograd_conv3x3` computes, by PyTorch's conv."""
+    """As :func:`winograd_conv3x3`, by PyTorch's conv."""
     out = F.conv2d(x, weight, bias, padding=1, groups=groups)
     return (out.relu() if relu else out).contiguous()
 
@@ -54,18 +54,18 @@ def plain_conv3x3(
 def winograd_conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, relu: bool = False
 ) -> Tensor:
-    """A 3x3 conv of stride 1 and padding 1: by Winograd where it can be, else PyTorch's conv.
+    """A 3x3 conv of stride 1 and padding 1: by Winograd if possible, else by PyTorch's conv.
 
-    Winograd takes float32 on the CPU. The result depends on nothing but the arguments: transformed
-    kernels are kept, and compared with ``weight`` in every call. The operator itself has no
-    gradients and loses the tangents of forward-mode differentiation: :class:`WinogradConv2d` calls
-    it where neither is wanted.
+    Winograd needs float32 on the CPU. The result depends only on the arguments: kept transformed
+    kernels are used only if ``weight`` has not changed. The operator has no gradients, and loses
+    the tangents of forward-mode differentiation: :class:`WinogradConv2d` calls it only if neither
+    is needed.
 
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), in any memory format.
         weight: (C_out, C_in / groups, 3, 3).
         bias: (C_out,) or None.
-        groups: Of the conv.
+        groups: Groups of the conv.
         relu: Whether a ReLU follows.
 
     Returns:
@@ -87,7 +87,7 @@ winograd_conv3x3.register_fake(plain_conv3x3)
 
 @winograd_conv3x3.register_vmap
 def _vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
-    """One call for each entry."""
+    """One call per entry of the batch."""
     batched = list(zip(args, in_dims, strict=True))
     outs = [
         winograd_conv3x3(*[arg if dim is None else arg.select(dim, i) for arg, dim in batched])
@@ -98,12 +98,12 @@ def _vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor,
 
 @register_flop_formula(torch.ops.mmseg_repvgg.winograd_conv3x3)
 def _flops(x: Any, weight: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """Those of the plain conv, as PyTorch counts them: two for each multiply-add."""
+    """FLOPs of the plain conv, as PyTorch counts them: two per multiply-add."""
     return 2 * torch.Size(out_shape).numel() * torch.Size(weight[1:]).numel()
 
 
 def _winograd_takes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
-    """Whether NNPACK may be given the arguments: all that it does not check itself."""
+    """Whether NNPACK can take the arguments; it does not check them itself."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
         all(
@@ -133,14 +133,14 @@ class _KeptKernels:
 
 
 _kept: dict[int, tuple[_KeptKernels, weakref.ref]] = {}
-"""By the id of the weight, until the weight is gone. An entry is a guess: its values decide."""
+"""By the id of a weight, until it is deleted. An entry is valid if its values are the weight's."""
 
 
 def _transformed_kernels(weight: Tensor, groups: int) -> Sequence[Tensor] | None:
-    """The transformed kernel of each group; None where there is no room to keep them.
+    """The transformed kernel of each group; None if there is no room to keep them.
 
-    Whoever changed the weight, and however, the kept values tell. To compare them takes 0.4 % of
-    the time of a call on a map of 90x90, and 2 % at 28x28.
+    The kept values are compared with the weight, so every change of it is noticed. This takes 0.4 %
+    of the time of a call on a map of 90x90, and 2 % at 28x28.
     """
     key, values = id(weight), weight.detach().contiguous()
     kept, _ = _kept.get(key, (None, None))
@@ -169,7 +169,7 @@ _memory_limit = functools.cache(memory_limit)
 
 
 def _is_plain_inference(x: Tensor) -> bool:
-    """Whether nothing is wanted but values: no gradient, tangent, graph or other dtype."""
+    """Whether only values are needed: no gradient, tangent, graph or other dtype."""
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -181,13 +181,14 @@ def _is_plain_inference(x: Tensor) -> bool:
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 conv that goes by Winograd under ``torch.no_grad()`` or ``inference_mode``.
+    """A 3x3 conv that uses Winograd under ``torch.no_grad()`` or ``inference_mode``.
 
-    With gradients enabled, while a graph is traced, compiled or exported, under autocast, and where
-    weight or bias are no ordinary parameters (``functional_call``, pruning), it is the plain conv.
+    It is the plain conv if gradients are enabled, while a graph is traced, compiled or exported,
+    under autocast, and if weight or bias is not an ordinary parameter (``functional_call``,
+    pruning).
     """
 
-    relu = False  # whether it does the ReLU of its block
+    relu = False  # whether it applies the ReLU of its block
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H, W)."""
@@ -195,7 +196,7 @@ class WinogradConv2d(nn.Conv2d):
             _is_plain_inference(x)
             and type(self.weight) is nn.Parameter
             and type(self.bias) in (nn.Parameter, type(None))
-            and _is_rewritable(self)  # still
+            and _is_rewritable(self)  # attributes may have changed
         ):
             return winograd_conv3x3(x, self.weight, self.bias, self.groups, self.relu)
         out = nn.Conv2d.forward(self, x)
@@ -215,11 +216,12 @@ class WinogradSubMapConv2d(SubMapConv2d, WinogradConv2d):
 
 
 def use_winograd(model: nn.Module) -> int:
-    """Compute every 3x3 conv of stride 1 of ``model`` by Winograd where it can be; in place.
+    """Compute every stride-1 3x3 conv of ``model`` by Winograd where possible; in place.
 
-    Convs without dilation, and those that :func:`mmseg_repvgg.reparam.dilation.undilate` rewrote.
-    See :class:`WinogradConv2d` for where they run as before. The ReLU of a fused RepVGG block
-    becomes part of its conv, unless conv or ReLU have hooks: register those before.
+    It changes convs without dilation, and those that
+    :func:`mmseg_repvgg.reparam.dilation.undilate` rewrote. :class:`WinogradConv2d` lists when they
+    still run as plain convs. The ReLU of a fused RepVGG block becomes part of its conv, unless conv
+    or ReLU have hooks: register hooks before.
 
     Args:
         model: Any module.
@@ -229,8 +231,8 @@ def use_winograd(model: nn.Module) -> int:
     """
     if not nnpack.is_available():
         warnings.warn(
-            "the rewrite 'winograd' has no effect here: this PyTorch has no NNPACK, or it does not "
-            'know this processor (python -m mmseg_repvgg.doctor names PyTorch and machine)',
+            "the rewrite 'winograd' has no effect here: this PyTorch has no NNPACK, or NNPACK does "
+            'not support this processor (python -m mmseg_repvgg.doctor names both)',
             stacklevel=2,
         )
         return 0
@@ -246,7 +248,7 @@ def use_winograd(model: nn.Module) -> int:
 
 
 def run_dilated(layers: Layers, x: Tensor, dilation: int) -> Tensor:
-    """As :func:`run_on_sub_maps`: NNPACK transforms one large map faster than many small ones."""
+    """As :func:`run_on_sub_maps`, on one large map, which is faster than many small ones."""
     if _is_plain_inference(x) and x.device.type == 'cpu' and x.dim() == 4:
         return run_on_mosaic(layers, x, dilation)
     return run_on_sub_maps(layers, x, dilation)
@@ -271,9 +273,10 @@ def _is_rewritable(conv: nn.Module) -> bool:
 
 
 def _absorb_relus(model: nn.Module) -> None:
-    """Let the convs of fused RepVGG blocks do the ReLU after them, where nobody looks in between.
+    """Let the convs of fused RepVGG blocks apply the ReLU after them, unless hooks are registered.
 
-    PyTorch's threads, which wait awake, would hold up NNPACK's: 5 to 10 % of a layer's time.
+    PyTorch's threads keep spinning after a ReLU and slow down NNPACK's: 5 to 10 % of a layer's
+    time.
     """
     uses = Counter(child for module in model.modules() for child in module._modules.values())
     for block in model.modules():
