@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 WINOGRAD = 4 / 9
-"""Share of the multiplications that F(2x2, 3x3) Winograd leaves of a 3x3 conv."""
+"""Multiplications of a 3x3 conv with F(2x2, 3x3) Winograd, as a share of those without."""
 
 
 @dataclass(frozen=True)
 class Complexity:
     """What a deployed network costs."""
 
-    params: float  # numbers: kernels, one bias a channel, the classifier
+    params: float  # kernels, one bias per channel, the classifier
     flops: float  # multiply-adds, of convs and linear layers, for one image
     wino_muls: float  # the same with stride-1 3x3 convs counted 4/9
 
 
 def count(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int = 3) -> Complexity:
-    """Count a network in the form in which it is deployed: every conv-BN a conv with bias.
+    """Count a network in deployed form: every conv-BN is a conv with bias.
 
-    A BatchNorm is not counted; every conv is given one bias a channel.
+    BatchNorms are not counted; every conv counts one bias per channel.
 
     Args:
         model: A classifier or backbone. On the meta device nothing is computed.
         size: Height and width of the image in pixels.
-        channels: Of the image.
+        channels: Channels of the image.
 
     Returns:
         The totals over all convs and linear layers that run in one forward pass.

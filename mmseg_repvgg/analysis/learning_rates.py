@@ -30,7 +30,7 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """A training, as it stands in its JSON file."""
+    """A training, as saved in its JSON file."""
 
     learning_rate: float
     warm_up: int  # iterations, linear; 0: none
@@ -45,19 +45,19 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file, without the suffix."""
         return curve_name(self.learning_rate, self.warm_up, self.seed)
 
     @property
     def smooth(self) -> list[float]:
-        """Losses averaged over the last :data:`WINDOW` iterations; NaN after one of them."""
+        """Losses averaged over the last :data:`WINDOW` iterations; NaN if one of them is."""
         values = [math.nan if loss is None else loss for loss in self.losses]
         parts = (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))
         return [sum(part) / len(part) for part in parts]
 
 
 def curve_name(learning_rate: float, warm_up: int, seed: int) -> str:
-    """What a folder of curves keeps apart."""
+    """File name of a curve in its folder, without the suffix."""
     return f'lr{learning_rate:g}_warmup{warm_up}_seed{seed}'
 
 
@@ -73,21 +73,21 @@ def train_curve(
 ) -> Curve:
     """Train the demo's PSPNet on RepVGG-A0 from scratch with SGD, as mmseg's schedules do.
 
-    The rate falls by poly 0.9, as there, after the warm-up.
+    After the warm-up the rate falls by poly 0.9, as there.
 
     Args:
-        scenes: Folder of demo scenes; they are drawn if they are not there.
+        scenes: Folder of demo scenes; they are drawn if missing.
         work_dir: For the log.
-        learning_rate: Of all layers.
+        learning_rate: Learning rate of all layers.
         warm_up: Iterations over which it rises linearly; 0 for none.
-        iterations: Of the whole training.
+        iterations: Iterations of the whole training.
         crop: Height and width in pixels.
-        batch: Images an iteration.
-        seed: Of weights, crops and order.
+        batch: Images per iteration.
+        seed: Seed of weights, crops and order.
     """
     make_demo_scenes(scenes, num_train=120, num_val=20, size=(512, 256))
     cfg = _config(scenes, learning_rate, warm_up, iterations, crop, batch, seed)
-    with suppress(EquivalenceError):  # diverged: nothing to evaluate, but the losses tell
+    with suppress(EquivalenceError):  # diverged: no scores, but losses
         launch.train(cfg, str(work_dir))
     (file,) = work_dir.glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -129,7 +129,7 @@ def _config(
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     cfg.log_processor.window_size = 1
     cfg.randomness = dict(seed=seed)
-    cfg.visualizer.name = f'{rate:g}-{warm_up}-{seed}'  # one of a name is kept by the process
+    cfg.visualizer.name = f'{rate:g}-{warm_up}-{seed}'  # a process keeps one per name
     return cfg
 
 
@@ -152,7 +152,7 @@ def read_curves(folder: Path) -> list[Curve]:
     """All curves in a folder, by rate, warm-up and seed.
 
     Raises:
-        ValueError: If there are none, or a file is no curve.
+        ValueError: If there are none, or a file is not a curve.
     """
     curves = []
     for path in sorted(folder.glob('*.json')):
@@ -160,7 +160,7 @@ def read_curves(folder: Path) -> list[Curve]:
             curves.append(Curve(**json.loads(path.read_text(encoding='utf-8'))))
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(
-                f'{path} is no curve of tools/learning_rates.py ({error!r})'
+                f'{path} is not a curve of tools/learning_rates.py ({error!r})'
             ) from error
     if not curves:
         raise ValueError(f'{folder} holds no curves; train some with tools/learning_rates.py')

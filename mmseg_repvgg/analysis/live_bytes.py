@@ -1,4 +1,4 @@
-"""The bytes of the tensors that live, whatever holds them."""
+"""The bytes of all live tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of some tensors and of what operators make, while they live.
+    """Counts the bytes of some tensors and of the results of operators, while they live.
 
-    ``now`` is their sum, ``peak`` the most it was. Every storage counts once.
+    ``now`` is their sum, ``peak`` its maximum so far. Every storage counts once.
 
     Args:
-        tensors: Those that are there already.
+        tensors: Tensors that exist already.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -52,5 +52,5 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storage_key(tensor: Tensor) -> int:
-    """What tensors have in common that lie in one storage, while it lives."""
+    """A number that all tensors in one storage share while it lives."""
     return tensor.untyped_storage()._cdata

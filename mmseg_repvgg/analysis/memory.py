@@ -34,7 +34,7 @@ from mmseg_repvgg.checks import check_integer
 
 STEPS = 2  # the optimizer has its state from the first step on
 LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
-"""What mmseg's heads log beside the loss; it selects pixels by values, which are not there."""
+"""mmseg's heads log it with the loss. It selects pixels by values, which fake tensors lack."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Memory:
     gradients: int
     optimizer: int  # its state
     saved: int  # what autograd keeps from forward to backward, images included
-    peak: int  # the most that lives at one time, with all of the above and passing results
+    peak: int  # most bytes at one time, with all of the above and temporary results
 
     def __str__(self) -> str:
         rows = dict(vars(self))
@@ -55,15 +55,15 @@ class Memory:
 
 
 def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
-    """Follow two training steps of a config's model with tensors that have no memory.
+    """Run two training steps of a config's model with fake tensors, which take no memory.
 
-    Heads, losses and optimizer are the config's. Not included are what convolutions and other
-    kernels work in (cuDNN's or oneDNN's), the allocator's fragments and rounding, the CUDA
+    Heads, losses and optimizer are the config's. Not included are the workspaces of convolutions
+    and other kernels (cuDNN, oneDNN), fragmentation and rounding by the allocator, the CUDA
     context, buckets of distributed training, and data loading.
 
     Args:
         cfg: A config of a segmentor.
-        batch: Images a device.
+        batch: Images per device.
         size: Height and width in pixels of the crops.
 
     Raises:
@@ -80,8 +80,8 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
                 saved = _train(model, optimizer, batch, size)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ValueError(
-                f'the training step of {cfg.filename} depends on values ({error.func}), so that '
-                'it cannot be followed without computing it; measure it'
+                f'the training step of {cfg.filename} depends on values ({error.func}), so '
+                'its memory cannot be estimated without computing it; measure it'
             ) from error
         return Memory(
             parameters=_bytes([*model.parameters(), *model.buffers()]),
@@ -93,9 +93,9 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
 
 
 def measure(cfg: Config, batch: int, size: tuple[int, int]) -> int:
-    """Do the same steps for real: the most bytes that PyTorch's allocator has given at one time.
+    """Run the same steps for real; returns the peak of the bytes that PyTorch allocates.
 
-    On a GPU, if there is one; what a process holds there is more (see :func:`estimate`).
+    It uses a GPU if there is one. The process takes more memory there (see :func:`estimate`).
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -116,7 +116,7 @@ def measure(cfg: Config, batch: int, size: tuple[int, int]) -> int:
 def _build(cfg: Config) -> tuple[nn.Module, Any]:
     """The model, not initialized, in training mode, and its optimizer."""
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    logging.disable(logging.INFO)  # the optimizer tells the settings of every parameter
+    logging.disable(logging.INFO)  # the optimizer logs the settings of every parameter
     try:
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
@@ -152,7 +152,7 @@ def _no_accuracy(logits: Tensor, *_args: Any, **_options: Any) -> Tensor:
 
 @contextmanager
 def _saved_bytes(model: nn.Module) -> Iterator[Any]:
-    """Give a function that tells what autograd has saved within, without parameters, in bytes."""
+    """Yield a function that returns the bytes saved by autograd so far, without parameters."""
     own = {storage_key(p) for p in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
 

@@ -18,14 +18,14 @@ from mmseg_repvgg.models.backbone import DilatedRepVGG
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of Table 4 or 5: the cost the paper prints, and the model it is of."""
+    """A row of Table 4 or 5: the cost that the paper prints, and the model."""
 
     table: int
-    params: float  # millions, cut after two decimals in every row but EfficientNet-B3's
+    params: float  # millions, truncated to two decimals; only EfficientNet-B3's is rounded
     flops: float  # billions of multiply-adds
     wino_muls: float | None  # billions; the paper prints none for EfficientNet
     backbone: dict[str, Any] | None = None  # of mmpretrain; None: RepVGG
-    channels: int = 0  # that the backbone gives the classifier; 0: it holds its own
+    channels: int = 0  # inputs of the classifier; 0: the backbone has its own
     size: int = 224
     note: str = ''  # why a figure differs
 
@@ -39,7 +39,7 @@ def _resnext(depth: int) -> dict[str, Any]:
     return dict(type='ResNeXt', depth=depth, groups=32, width_per_group=4)
 
 
-_ROUNDED = 'the parameters of this row are rounded, those of the others cut'
+_ROUNDED = 'the parameters of this row are rounded, those of the others truncated'
 _RESNEXT = 'some of its groupwise convs were seen to be accelerated; here none of 32 groups is'
 
 PAPER_ROWS: dict[str, PaperRow] = {
@@ -69,7 +69,7 @@ PAPER_ROWS: dict[str, PaperRow] = {
         5, 12.19, 1.8, None, dict(type='EfficientNet', arch='b3'), 1536, size=300, note=_ROUNDED
     ),
 }
-"""In the paper's order; RepVGG-B2g4 stands in both tables."""
+"""In the paper's order; RepVGG-B2g4 is in both tables."""
 
 
 class Classifier(nn.Module):
@@ -112,7 +112,7 @@ def measure(name: str) -> Complexity:
 
 
 def differences(row: PaperRow, found: Complexity) -> dict[str, float]:
-    """What the printed figures differ by: ours at the paper's decimals less the paper's."""
+    """Our figures, at the paper's decimals, minus the paper's."""
     ours = {
         'params': math.floor(found.params / 1e4) / 100,
         'flops': round(found.flops / 1e9, 1),
@@ -123,7 +123,7 @@ def differences(row: PaperRow, found: Complexity) -> dict[str, float]:
 
 
 def table_2_and_3() -> Iterator[str]:
-    """Layers and widths of every stage, read off the built models."""
+    """Layers and widths of every stage, read from the built models."""
     yield '| model | layers of stage1..5 | widths of stage1..5 | groupwise layers | source |'
     yield '|---|---|---|---|---|'
     for name, arch in ARCHS.items():
@@ -139,7 +139,7 @@ def table_2_and_3() -> Iterator[str]:
 
 
 def table_4_and_5() -> Iterator[str]:
-    """Parameters, FLOPs and Winograd MULs of every row, beside the paper's."""
+    """Parameters, FLOPs and Winograd MULs of every row, next to the paper's."""
     yield '| table | model | params (M) | paper | FLOPs (B) | paper | MULs (B) | paper | note |'
     yield '|---|---|---|---|---|---|---|---|---|'
     for name, row in PAPER_ROWS.items():

@@ -13,7 +13,7 @@ def time_in_turn(
     """Time several calls round by round: a, b, a, b, ...
 
     Args:
-        calls: What to time, by name. A call that works asynchronously (CUDA) must wait for its end.
+        calls: What to time, by name. An asynchronous call (CUDA) must wait until it is done.
         repeats: Timed rounds.
         warm_up: Rounds before them that are not timed.
 
