@@ -209,7 +209,7 @@ def table(rows: list[Row]) -> Iterator[str]:
     )
     yield (
         f'Of {configs} configs {taken} are taken and {configs - taken} refused. Those taken are of '
-        f'{kinds} kinds, of which one each was run: {passed} passed, {kinds - passed} could not be '
+        f'{kinds} kinds; one of each was run: {passed} passed, {kinds - passed} could not be '
         'run here.'
     )
     yield ''
