@@ -18,7 +18,7 @@ registration.install()
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a subpackage on first use: a service that needs none of them has no PyTorch."""
+    """Import a subpackage on first use: a service that needs none may run without PyTorch."""
     if name in __all__:
         return importlib.import_module(f'{__name__}.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

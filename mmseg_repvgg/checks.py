@@ -21,10 +21,10 @@ def is_positive(value: Any) -> bool:
 
 
 def check_sequence(name: str, values: Any) -> tuple[Any, ...]:
-    """Take a list or tuple.
+    """Convert a list or tuple to a tuple.
 
     Raises:
-        ValueError: If it is something else, a single number or a name for example.
+        ValueError: If it is something else, for example a single number or a name.
     """
     if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
         raise ValueError(f'{name}={values!r} must be a list or a tuple')
@@ -32,43 +32,43 @@ def check_sequence(name: str, values: Any) -> tuple[Any, ...]:
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:
-    """Refuse what is not an integer of at least ``lowest``.
+    """Check that ``value`` is an integer of at least ``lowest``.
 
     Raises:
-        ValueError: Naming the value.
+        ValueError: If not; the message gives the value.
     """
     if not is_integer(value, lowest):
         raise ValueError(f'{name}={value!r} must be an integer, at least {lowest}')
 
 
 def check_layer_cfg(name: str, cfg: Any, example: str) -> None:
-    """Refuse what is not ``dict(type=...)``.
+    """Check that ``cfg`` is a ``dict(type=...)``.
 
     Raises:
-        ValueError: Naming the value and giving ``example``.
+        ValueError: If not; the message gives the value and ``example``.
     """
     if not isinstance(cfg, Mapping) or not isinstance(cfg.get('type'), (str, type)):
-        raise ValueError(f'{name}={cfg!r} must be a dict with a type, as {example}')
+        raise ValueError(f'{name}={cfg!r} must be a dict with a type, such as {example}')
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Refuse a tolerance that nothing or everything keeps.
+    """Check that a tolerance is None or a positive, finite number.
 
     Raises:
-        ValueError: Unless it is None or a positive, finite number.
+        ValueError: If not.
     """
     if tolerance is not None and not is_positive(tolerance):
         raise ValueError(
             f'tolerance={tolerance!r} must be positive and finite: the largest relative '
-            "difference, as 1e-4; None takes the default of the weights' dtype"
+            "difference, such as 1e-4; None means the default for the weights' dtype"
         )
 
 
 def check_size(name: str, size: Any) -> None:
-    """Refuse what is not a (height, width) in pixels.
+    """Check that ``size`` is (height, width) in pixels.
 
     Raises:
-        ValueError: Naming the value.
+        ValueError: If not; the message gives the value.
     """
     pair = size if isinstance(size, Sequence) and not isinstance(size, str) else ()
     if len(pair) != 2 or not all(is_integer(length, 1) for length in pair):
@@ -76,13 +76,13 @@ def check_size(name: str, size: Any) -> None:
 
 
 def check_windows(test_cfg: Mapping[str, Any] | None) -> None:
-    """Refuse sliding windows that do not cover an image.
+    """Check that sliding windows cover an image.
 
     Args:
         test_cfg: Of a segmentor; sizes are (height, width) in pixels.
 
     Raises:
-        ValueError: If a size is missing or none, or the windows leave gaps.
+        ValueError: If a size is missing or invalid, or the windows leave gaps.
     """
     given = test_cfg or {}
     for key in ('crop_size', 'stride'):
@@ -98,7 +98,7 @@ def check_windows(test_cfg: Mapping[str, Any] | None) -> None:
 
 
 def check_model(cfg: Any) -> None:
-    """Refuse a config that cannot be run, before anything is built.
+    """Check that a config can be run, before anything is built.
 
     Args:
         cfg: mmengine's ``Config``.
@@ -115,10 +115,10 @@ def check_model(cfg: Any) -> None:
 
 
 def check_crops(loader: str, pipeline: Sequence[Any]) -> None:
-    """Refuse crops of no size in a data pipeline.
+    """Check the crop sizes in a data pipeline.
 
     Raises:
-        ValueError: Naming the loader and the transform.
+        ValueError: If one is invalid; the message names the loader and the transform.
     """
     for transform in pipeline:
         size = transform.get('crop_size') if isinstance(transform, Mapping) else None

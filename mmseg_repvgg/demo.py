@@ -29,13 +29,13 @@ STRIP_IMAGES = 4
 
 
 def run_demo(project: Path, work_dir: Path, options: list[str] | None = None) -> dict[str, Any]:
-    """Do the main job with the project's own tools and print one closing summary.
+    """Run all steps of the demo with the project's own tools, and print a summary.
 
-    What an earlier call has finished is not done again; an interrupted training is resumed.
+    A finished demo is not run again; an interrupted training is resumed.
 
     Args:
         project: The checkout, which holds ``tools`` and ``configs``.
-        work_dir: Where everything goes.
+        work_dir: Folder for all results.
         options: ``--cfg-options`` for all tools.
 
     Returns:
@@ -97,7 +97,7 @@ def _do_all(project: Path, work_dir: Path, options: list[str]) -> dict[str, Any]
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The closing summary as text."""
+    """The summary as text."""
     rows = [
         f'{form:8} mIoU {summary[form]["mIoU"] / 100:.4f}   pixel accuracy '
         f'{summary[form]["aAcc"] / 100:.4f}   {summary[f"{form}_ms"]:.1f} ms an image'
@@ -110,7 +110,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             f'trained in {summary["training_seconds"] / 60:.1f} min',
             *rows,
             f'fused is {summary["speedup"]:.2f} times as fast ({summary["threads"]} threads)',
-            f'fused checkpoint: {summary["fused_checkpoint"]} (config beside it)',
+            f'fused checkpoint: {summary["fused_checkpoint"]} (config next to it)',
             f'image | truth | prediction: {summary["strip"]}',
         ]
     )
@@ -124,7 +124,7 @@ def newest_metrics(work_dir: Path) -> dict[str, float]:
     """
     found = sorted(work_dir.glob('*/*.json'))
     if not found:
-        raise FileNotFoundError(f'{work_dir} holds no metrics; run tools/test.py with it')
+        raise FileNotFoundError(f'{work_dir} holds no metrics; run tools/test.py first')
     return json.loads(found[-1].read_text())
 
 

@@ -1,7 +1,7 @@
 """What this environment has, what works in it, and a command for each thing that does not.
 
 ``python -m mmseg_repvgg.doctor`` prints a line per check and exits with 1 if something that is
-needed does not work. Everything is imported inside its check, for it may be missing or broken.
+needed does not work. Everything is imported inside its check, because it may be missing or broken.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ TINY = dict(num_blocks=(1, 2, 2, 1), width_factor=(0.125,) * 4)
 class Check:
     """Something to try.
 
-    ``run`` returns what it found and raises where it does not work; a :class:`Problem` brings the
-    command that fixes it, for other errors it is ``command``.
+    ``run`` returns what it found, and raises if something does not work. The command that fixes it
+    is that of the :class:`Problem`, or ``command`` for other errors.
     """
 
     name: str
     run: Callable[[], str]
     command: str
-    after: tuple[str, ...] = ()  # not tried if one of these does not work
+    after: tuple[str, ...] = ()  # skipped if one of these does not work
     needed: bool = True
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a check."""
+    """The result of a check."""
 
     check: Check
     state: str  # 'ok', 'FAIL', 'absent' (optional and not installed) or 'skipped'
@@ -76,7 +76,7 @@ class Absent(Problem):
 def check_python() -> str:
     """The interpreter is new enough."""
     if parse(platform.python_version()) < parse(PYTHON):
-        text = f'Python {platform.python_version()} is too old; needed is {PYTHON} or newer'
+        text = f'Python {platform.python_version()} is too old; {PYTHON} or newer is needed'
         raise Problem(text, f'make setup PYTHON3=/path/to/python{PYTHON}   # or another newer one')
     return f'{platform.python_version()}, {sys.executable}'
 
@@ -87,7 +87,7 @@ def check_torch() -> str:
 
     found = str(torch.__version__)
     if parse(found) < parse(TORCH):
-        text = f'PyTorch {found} is too old; needed is {TORCH} or newer'
+        text = f'PyTorch {found} is too old; {TORCH} or newer is needed'
         raise Problem(text, f"pip install 'torch>={TORCH}' torchvision")
     return found
 
@@ -126,7 +126,7 @@ def check_registration(scope: str) -> str:
 
 
 def check_fusing() -> str:
-    """A small backbone is fused and gives what it gave."""
+    """A small backbone has the same outputs after fusing."""
     import torch
     from torch.nn import BatchNorm2d
 
@@ -137,7 +137,7 @@ def check_fusing() -> str:
     model = DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4))
     generator = torch.Generator().manual_seed(0)
     for norm in model.modules():
-        if isinstance(norm, BatchNorm2d):  # a fresh one, mean 0 and variance 1, shows no mistake
+        if isinstance(norm, BatchNorm2d):  # a fresh one (mean 0, variance 1) would hide mistakes
             for values in norm.state_dict().values():
                 if values.is_floating_point():
                     values.copy_(0.5 + torch.rand(values.shape, generator=generator))
@@ -147,15 +147,15 @@ def check_fusing() -> str:
     return f'a fused backbone is equal: {found}'
 
 
-class _Asking:
-    """Asks whoever unpickles it to call a (harmless) function."""
+class _CallsFunction:
+    """Calls a (harmless) function when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.getcwd, ()
 
 
 def check_reading() -> str:
-    """Training checkpoints are read, by our reader: nothing in them is run."""
+    """Our reader reads training checkpoints and runs nothing in them."""
     import torch
     from mmengine.logging import HistoryBuffer
     from mmengine.runner.checkpoint import CheckpointLoader
@@ -168,12 +168,12 @@ def check_reading() -> str:
         hub = dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1])))
         torch.save(dict(state_dict=dict(a=torch.ones(1)), message_hub=hub), file)
         read(str(file), 'cpu', logger='silent')
-        torch.save(dict(a=_Asking()), file)
+        torch.save(dict(a=_CallsFunction()), file)
         try:
             read(str(file), 'cpu', logger='silent')
         except (UnsafeCheckpointError, pickle.UnpicklingError):
-            return 'training checkpoints are read, and what asks to run code is refused'
-    raise RuntimeError("mmengine's loader ran what was in a file: our reader is not in place")
+            return 'training checkpoints are read, and files that would run code are refused'
+    raise RuntimeError("mmengine's loader ran what was in a file: our reader is not installed")
 
 
 def check_runtime(module: str, package: str) -> str:
@@ -200,8 +200,8 @@ def _reinstall(*names: str) -> str:
     return f'pip install --force-reinstall {" ".join(names)}'
 
 
-def _own() -> str:
-    """Reinstall this package, from the checkout or from where pip took it."""
+def _reinstall_package() -> str:
+    """The command that reinstalls this package, from the checkout or from where pip got it."""
     checkout = Path(__file__).resolve().parents[1]
     if _is_checkout(checkout):
         return _reinstall('--no-deps', str(checkout))
@@ -216,22 +216,22 @@ def _is_checkout(folder: Path) -> bool:
     return (folder / 'setup.py').is_file()
 
 
-def _mm(module: str, *after: str, parts: tuple[str, ...], needed: bool = True) -> Check:
+def _mm_check(module: str, *after: str, parts: tuple[str, ...], needed: bool = True) -> Check:
     """The check of one of OpenMMLab's packages: the distribution, and that ``parts`` import."""
     given = installed()[module]
     again = _reinstall('--no-deps', *given)
-    if not given or 'mmcv' in given:  # its operators were built for another PyTorch
+    if not given or 'mmcv' in given:  # operators built for another PyTorch
         again = install_command(module, given, family_of(installed()))
     return Check(module, partial(check_mm, module, *parts), again, after, needed)
 
 
-def _registration(scope: str, needed: bool = True) -> Check:
+def _registration_check(scope: str, needed: bool = True) -> Check:
     run = partial(check_registration, scope)
-    return Check(f'in {scope}', run, _own(), ('mmengine', 'mmcv', scope), needed)
+    return Check(f'in {scope}', run, _reinstall_package(), ('mmengine', 'mmcv', scope), needed)
 
 
 def all_checks() -> tuple[Check, ...]:
-    """The checks, in an order in which each comes after those it builds upon."""
+    """The checks; each comes after those that it depends on."""
     torch, base, mm = ('torch',), ('torch', 'numpy', 'opencv'), ('mmengine', 'mmcv')
     pair = _reinstall(f"'torch>={TORCH}'", 'torchvision')
     headless = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
@@ -241,14 +241,14 @@ def all_checks() -> tuple[Check, ...]:
         Check('torchvision', partial(check_import, 'torchvision', 'torchvision'), pair, torch),
         Check('numpy', partial(check_import, 'numpy', 'numpy'), _reinstall('numpy')),
         Check('opencv', check_opencv, headless, ('numpy',)),
-        _mm('mmengine', *base, parts=('mmengine.runner',)),
-        _mm('mmcv', *base, 'mmengine', parts=('mmcv.cnn', 'mmcv.ops')),
-        _mm('mmseg', *mm, parts=('mmseg.models', 'mmseg.apis')),
-        _mm('mmpretrain', *mm, 'torchvision', parts=('mmpretrain.models',), needed=False),
-        _registration('mmseg'),
-        _registration('mmpretrain', needed=False),
-        Check('fusing', check_fusing, _own(), (*torch, *mm)),
-        Check('reading', check_reading, _own(), (*torch, 'mmengine')),
+        _mm_check('mmengine', *base, parts=('mmengine.runner',)),
+        _mm_check('mmcv', *base, 'mmengine', parts=('mmcv.cnn', 'mmcv.ops')),
+        _mm_check('mmseg', *mm, parts=('mmseg.models', 'mmseg.apis')),
+        _mm_check('mmpretrain', *mm, 'torchvision', parts=('mmpretrain.models',), needed=False),
+        _registration_check('mmseg'),
+        _registration_check('mmpretrain', needed=False),
+        Check('fusing', check_fusing, _reinstall_package(), (*torch, *mm)),
+        Check('reading', check_reading, _reinstall_package(), (*torch, 'mmengine')),
         *(
             Check(m.lower(), partial(check_runtime, m, m), _reinstall(m), needed=False)
             for m in ('onnxruntime', 'openvino', 'MNN')
@@ -258,7 +258,7 @@ def all_checks() -> tuple[Check, ...]:
 
 
 def examine(checks: tuple[Check, ...] | None = None) -> Iterator[Result]:
-    """Try one check after the other; a check that crashes is a result, too."""
+    """Run the checks in order; a check that crashes gives a result, too."""
     failed: set[str] = set()
     for check in all_checks() if checks is None else checks:
         missing = [name for name in check.after if name in failed]
@@ -289,9 +289,9 @@ def _try(check: Check) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print all results and what to do; 0 if everything needed works, else 1."""
+    """Print all results and fixes; return 0 if everything needed works, else 1."""
     argparse.ArgumentParser(
-        prog='python -m mmseg_repvgg.doctor', description='Say what works here and what to do.'
+        prog='python -m mmseg_repvgg.doctor', description='Show what works and how to fix the rest.'
     ).parse_args(argv)
     print(f'mmseg_repvgg {__version__} on {platform.platform()}')
     results = []

@@ -1,19 +1,19 @@
 """Lets ``mmcv.ops`` import where mmcv has no compiled operators; imports nothing heavy.
 
 mmcv 2.1.0 does not compile against current PyTorch (it asks for C++17, PyTorch needs C++20).
-mmcv-lite and the pure onedl-mmcv have no compiled part, and without it ``mmcv.ops`` and with that
-``mmseg.utils`` do not import (mmsegmentation issues 3637, 3729, 3763), although nothing a PSPNet
-runs is compiled.
+mmcv-lite and the pure onedl-mmcv have no compiled part. Without it ``mmcv.ops`` does not import,
+nor does ``mmseg.utils``, which imports it (mmsegmentation issues 3637, 3729, 3763), although a
+PSPNet runs no compiled operator.
 
-All of ``mmcv.ops`` gets its operators from one function, ``mmcv.utils.ext_loader.load_ext``. Where
-``mmcv._ext`` is not there, that function gives operators that raise when they are called. Other
-libraries must behave as without this package:
+All of ``mmcv.ops`` gets its operators from one function, ``mmcv.utils.ext_loader.load_ext``.
+This module replaces it: if ``mmcv._ext`` is missing, it returns operators that raise when they are
+called. Other libraries must behave as without this package:
 
-* There is no module ``mmcv._ext``: its import fails, and what asks whether there are operators
-  (``check_ops_exist`` of mmcv, ``mmcv_full_available`` of mmengine) is told that there are none.
+* There is no module ``mmcv._ext``: its import fails, and checks for operators (``check_ops_exist``
+  of mmcv, ``mmcv_full_available`` of mmengine) find none.
 * ``from mmcv.ops import nms`` has to succeed, because mmseg and mmpretrain import such names and do
-  not call them. A library that falls back (``try: from mmcv.ops import nms; nms(...)``, ``except
-  ImportError: from torchvision.ops import nms``) gets from the call the error that the import would
+  not call them. In a library with a fallback (``try: from mmcv.ops import nms; nms(...)``, ``except
+  ImportError: from torchvision.ops import nms``), the call raises the error that the import would
   have raised: :class:`MissingOperatorError` is a ``ModuleNotFoundError``.
 """
 
@@ -34,7 +34,7 @@ class MissingOperatorError(ModuleNotFoundError, NotImplementedError):
 
 
 def replace_load_ext() -> None:
-    """Let ``load_ext`` of mmcv, which is imported, give :func:`missing_operators` if need be."""
+    """Let ``load_ext`` of the imported mmcv return :func:`missing_operators` if it has none."""
     module: Any = sys.modules[EXT_LOADER]
     load_ext = module.load_ext
 
@@ -76,10 +76,10 @@ def _missing_operator(name: str) -> Callable[..., NoReturn]:
 def _import_package_in_spawned_children() -> None:
     """Let child processes that start empty (Windows, macOS) import this package first.
 
-    A worker of a DataLoader unpickles a data set of mmseg, for which ``mmseg.utils`` and with that
-    ``mmcv.ops`` is imported, and fails with "No module named 'mmcv._ext'" if nothing has imported
-    this package. The settings that a process passes on to its children, a private attribute, are
-    unpickled before that.
+    A DataLoader worker unpickles a data set of mmseg, which imports ``mmseg.utils`` and
+    ``mmcv.ops``. That fails with "No module named 'mmcv._ext'" unless this package was imported
+    before. Children unpickle the settings of their parent process, a private attribute, before
+    that.
     """
     config: dict[str, Any] = getattr(current_process(), '_config', {})
     config['mmseg_repvgg'] = replace_load_ext  # unpickled by importing this module

@@ -1,6 +1,6 @@
 """The distributions that provide mmengine, mmcv, mmseg and mmpretrain, and what is wrong with them.
 
-Nothing but the standard library is used: this is for environments in which something is missing.
+Only the standard library is used: this is for environments in which something is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Distribution:
     """What pip installs, and the versions this package works with."""
 
     family: str
-    module: str  # that it provides
+    module: str  # the module it provides
     lowest: str
     below: str  # the first version that is too new
 
@@ -36,7 +36,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     'onedl-mmsegmentation': Distribution('onedl', 'mmseg', '1.4.2', '2'),
     'onedl-mmpretrain': Distribution('onedl', 'mmpretrain', '1.3.6', '2'),
 }
-"""The limits of the extras in setup.py. Of two that provide the same, the first is installed."""
+"""The limits of the extras in setup.py. If two provide the same, the first is installed."""
 
 MODULES = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 
@@ -50,7 +50,7 @@ PYPI_NAMES = {
     'sklearn': 'scikit-learn',
     'yaml': 'pyyaml',
 }
-"""What pip installs for the modules that the packages here import, where the names differ."""
+"""Names on PyPI of modules that the packages here import, where the two differ."""
 
 Providers = Mapping[str, Mapping[str, str]]
 """For each module the distributions that provide it, name and version."""
@@ -67,8 +67,8 @@ class Problem(Exception):
 def installed() -> dict[str, dict[str, str]]:
     """The distributions of the modules that an import would find, without importing them.
 
-    Those of other folders do not count: two families can lie in two folders, and the first on the
-    path is used.
+    Distributions in other folders do not count: two families can be in two folders, and the first
+    on the path is used.
     """
     return {module: _providers(module) for module in MODULES}
 
@@ -112,7 +112,7 @@ def check_module(module: str, found: Providers) -> str:
 
 
 def install_command(module: str, given: Mapping[str, str], family: str) -> str:
-    """The command that leaves one right distribution for ``module``."""
+    """The command that installs the right distribution for ``module`` and removes others."""
     wanted, row = next(
         (name, row)
         for name, row in DISTRIBUTIONS.items()
@@ -128,8 +128,8 @@ def explain_missing(module: str) -> tuple[str, str]:
     """What to install for a module that is missing.
 
     Returns:
-        What is missing, and the command; it is empty for a module that no package here needs, whose
-        name on PyPI is not known.
+        What is missing, and the command: empty if no package here needs the module, because then
+        its name on PyPI is unknown.
     """
     if module in MODULES:
         return f'{module} is not installed', install_command(module, {}, family_of(installed()))
@@ -141,7 +141,7 @@ def explain_missing(module: str) -> tuple[str, str]:
 
 
 def _requirements() -> set[str]:
-    """Names of what the installed packages require, and of what this one does."""
+    """Names of the requirements of all installed packages, and of this one."""
     texts = [text for found in distributions() for text in found.requires or ()]
     names = [re.match(r'[\w.-]+', text) for text in texts]
     return {_normalize(name[0]) for name in names if name} | {'torch', 'torchvision', 'numpy'}
@@ -160,12 +160,12 @@ def parse(version: str) -> tuple[int, ...]:
 def _providers(module: str) -> dict[str, str]:
     try:
         spec = find_spec(module)
-    except ValueError:  # a module put there without a spec
+    except ValueError:  # a module without a spec
         spec = None
     if spec is None or spec.origin is None:
         return {}
     names = [name for name, row in DISTRIBUTIONS.items() if row.module == module]
     folder = str(Path(spec.origin).parents[1])
-    beside = {n: d.version for n in names for d in distributions(name=n, path=[folder])}
+    in_folder = {n: d.version for n in names for d in distributions(name=n, path=[folder])}
     # an editable install keeps its metadata elsewhere
-    return beside or {n: d.version for n in names for d in distributions(name=n)}
+    return in_folder or {n: d.version for n in names for d in distributions(name=n)}

@@ -3,12 +3,12 @@
 Training imports mmengine, and ``import mmseg_repvgg`` must then register the backbone, the hooks
 and the reader of :mod:`mmseg_repvgg.checkpoint.mmengine_loader`. A service imports
 :mod:`mmseg_repvgg.deploy.segmenter`, and must run where neither PyTorch nor an mm package is
-installed. So the package imports nothing itself: where mmengine is imported already (by a config's
-``custom_imports``, by ``import mmseg`` before this package) it registers at once, else when the
+installed. So the package imports nothing itself: if mmengine is imported already (by a config's
+``custom_imports``, by ``import mmseg`` before this package), it registers at once, else when the
 import of mmengine ends.
 
-mmengine offers no way to do the latter: the root registries, where names are found from every
-scope, have no import locations, and there are no entry points.
+mmengine has no hook for the latter: the root registries, which all scopes search, have no import
+locations, and there are no entry points.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def register() -> None:
 
 
 def _register_or_warn() -> None:
-    """Register. Who imports mmengine for another purpose may have no mmcv, and goes on."""
+    """Register; only warn on failure, as mmengine may be used without mmcv for something else."""
     try:
         register()
     except ImportError as error:
@@ -81,7 +81,7 @@ class AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Take the spec that another finder has, and wrap ``exec_module`` of its loader."""
+        """Return the spec of another finder, with ``exec_module`` of its loader wrapped."""
         if fullname not in self.actions:
             return None
         for finder in sys.meta_path:
@@ -94,7 +94,7 @@ class AfterImport(MetaPathFinder):
         return None
 
     def _wrap(self, spec: ModuleSpec) -> None:
-        """Replace the method of the loader, for tools ask for its class and attributes."""
+        """Replace only the loader's method, because tools ask for its class and attributes."""
         loader: Any = spec.loader
         execute = loader.exec_module
 

@@ -252,7 +252,7 @@ def result_of(name):
 def test_python_and_torch_that_are_too_old(monkeypatch):
     monkeypatch.setattr(platform, 'python_version', lambda: '3.9.18')
     monkeypatch.setattr(torch, '__version__', '2.5.1+cpu')
-    assert 'Python 3.9.18 is too old; needed is 3.10 or newer' in result_of('python').text
+    assert 'Python 3.9.18 is too old; 3.10 or newer is needed' in result_of('python').text
     result = result_of('torch')
     assert 'PyTorch 2.5.1+cpu is too old' in result.text
     assert result.command == "pip install 'torch>=2.6' torchvision"
@@ -340,7 +340,7 @@ def test_the_command_for_a_module_names_its_distribution(monkeypatch, family, mo
     (name,) = wanted
     result = only(failing(ModuleNotFoundError('', name=module)))
     assert result.command.startswith(f"pip install '{name}>=")
-    assert doctor._mm(module, parts=()).command.startswith(f"pip install '{name}>=")
+    assert doctor._mm_check(module, parts=()).command.startswith(f"pip install '{name}>=")
 
 
 def test_reinstalling_where_there_is_no_checkout(tmp_path, monkeypatch):
@@ -349,7 +349,7 @@ def test_reinstalling_where_there_is_no_checkout(tmp_path, monkeypatch):
     url = 'https://example.org/mmseg-repvgg.zip'
     (tmp_path / 'mmseg_repvgg-9.0.dist-info' / 'direct_url.json').write_text(f'{{"url": "{url}"}}')
     monkeypatch.syspath_prepend(tmp_path)
-    assert doctor._own() == f'pip install --force-reinstall --no-deps {url}'
+    assert doctor._reinstall_package() == f'pip install --force-reinstall --no-deps {url}'
 
 
 def test_operators_built_for_another_pytorch(tmp_path, monkeypatch):
