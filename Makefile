@@ -16,9 +16,9 @@ endif
 DISTS_openmmlab := mmsegmentation mmengine mmcv-lite mmpretrain
 DISTS_onedl := onedl-mmsegmentation onedl-mmengine onedl-mmcv onedl-mmpretrain
 
-# One environment serves both families: PyTorch alone takes gigabytes. The onedl packages own the same import names as
-# the openmmlab ones in the environment, so that they lie in a folder of their own that PYTHONPATH puts in front.
-# The checkout is on PYTHONPATH as well, for environments shared between checkouts: each imports its own code.
+# Both families share one environment, because PyTorch alone takes gigabytes. The onedl packages have the same import names
+# as the openmmlab ones in the environment, so they are in a separate folder that PYTHONPATH puts first.
+# The checkout is on PYTHONPATH as well, so that checkouts which share an environment import their own code.
 ROOT := $(CURDIR)
 VENV_DIR := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(ROOT)/$(VENV))
 PYTHON := $(VENV)/bin/python
@@ -28,8 +28,8 @@ PYTHONPATH_openmmlab := $(ROOT)
 PYTHONPATH_onedl := $(ROOT):$(ONEDL_DIR)
 RUN := STACK=$(STACK) MPLBACKEND=Agg PYTHONPATH="$(PYTHONPATH_$(STACK))" "$(PYTHON)"
 
-# A stamp is written last, so that an interrupted set-up is taken up again, and carries a checksum of what it was made
-# from: a clone or a branch switch that only changes file times installs nothing.
+# The stamp is written last, so that an interrupted setup is continued. Its name has a checksum of the files it depends on,
+# so that a clone or a branch switch that only changes file times installs nothing.
 KEY := $(shell cat setup.py $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
 STAMP_openmmlab := $(VENV)/.ready-openmmlab-$(KEY)
 STAMP_onedl := $(VENV)/.ready-onedl-$(KEY)
@@ -45,14 +45,14 @@ help: ## list the targets
 	@echo
 	@echo "  STACK=openmmlab|onedl   package family (now: $(STACK))"
 	@echo "  VENV=path               virtual environment (now: $(VENV))"
-	@echo "  PYTHON3=path            Python >= 3.10 the environment is made with (now: $(PYTHON3))"
-	@echo "  CONSTRAINTS=path        versions that are installed, another VENV for others (now: $(CONSTRAINTS))"
-	@echo "  PYTEST_ARGS='...'       arguments for pytest, as -k fuse (now: $(PYTEST_ARGS))"
+	@echo "  PYTHON3=path            Python >= 3.10 that creates the environment (now: $(PYTHON3))"
+	@echo "  CONSTRAINTS=path        versions to install; use another VENV for others (now: $(CONSTRAINTS))"
+	@echo "  PYTEST_ARGS='...'       arguments for pytest, such as -k fuse (now: $(PYTEST_ARGS))"
 
-setup: $(READY) ## create the environment and install what STACK needs; free when nothing changed
+setup: $(READY) ## create the environment and install what STACK needs, unless this is done
 	@echo "$(STACK) is ready in $(VENV)"
 
-versions: $(READY) ## print the versions STACK runs with
+versions: $(READY) ## print the versions that STACK uses
 	@$(RUN) -c 'import sys; from importlib.metadata import version; \
 	print("STACK=$(STACK): Python", sys.version.split()[0], *(f"| {n} {version(n)}" for n in sys.argv[1:]))' \
 	torch torchvision numpy opencv-python $(DISTS_$(STACK))
@@ -85,8 +85,8 @@ clean: ## remove caches and build leftovers; never work_dirs, data or the enviro
 distclean: clean ## as clean, and remove the environment
 	@if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 
-# The interpreter is missing on the first run, and when the Python it links to has been removed; then nothing that was
-# installed counts any more.
+# The interpreter is missing on the first run, and when the Python that it links to was removed. Then everything is
+# installed again.
 $(PYTHON):
 	@command -v "$(PYTHON3)" >/dev/null || \
 	{ echo "error: there is no '$(PYTHON3)': install Python >= 3.10 or name one with PYTHON3=path" >&2; exit 1; }
@@ -96,8 +96,8 @@ $(PYTHON):
 	@"$(PYTHON3)" -m venv "$(VENV)"
 	@rm -f "$(VENV)"/.ready-*
 
-# What an interruption leaves: an environment without pip, and distributions whose metadata say installed while files
-# are missing. pip writes INSTALLER after the files; without it the metadata go, and pip installs anew.
+# An interrupted setup may leave an environment without pip, or distributions with metadata but missing files. pip writes
+# INSTALLER after the files; metadata without it are removed, so that pip installs again.
 $(STAMP_openmmlab): $(PYTHON)
 	@echo "Installing into $(VENV): PyTorch, the openmmlab family, runtimes, development tools (6 GB and minutes the first time)"
 	@"$(PYTHON)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m ensurepip --upgrade
@@ -105,13 +105,13 @@ $(STAMP_openmmlab): $(PYTHON)
 	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,deploy]'
 	@rm -f "$(VENV)"/.ready-openmmlab-* && touch "$@"
 
-# --no-deps, because a dependency that came along would hide the environment's; what is missing there pip check names.
+# --no-deps, because a dependency installed here would hide the environment's; pip check names what is missing there.
 $(STAMP_onedl): $(STAMP_openmmlab)
 	@echo "Installing the onedl family into $(VENV)/stack-onedl"
 	@rm -rf "$(ONEDL_DIR)" "$(ONEDL_DIR).part"
 	@$(PIP) install --quiet --no-deps --target "$(ONEDL_DIR).part" $$(grep -o '^onedl-[^ ]*' $(CONSTRAINTS))
 	@mv "$(ONEDL_DIR).part" "$(ONEDL_DIR)"
 	@if PYTHONPATH="$(ONEDL_DIR)" $(PIP) check | grep '^onedl-'; then \
-	echo "error: $(VENV) lacks what onedl requires (above): 'make distclean' and set up anew, or add it to setup.py" >&2; \
+	echo "error: $(VENV) lacks what onedl requires (above): run 'make distclean' and set up again, or add it to setup.py" >&2; \
 	exit 1; fi
 	@rm -f "$(VENV)"/.ready-onedl-* && touch "$@"

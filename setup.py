@@ -1,4 +1,4 @@
-"""Packaging of mmseg_repvgg. Here stand the limits; the tested versions are in constraints.txt."""
+"""Packaging of mmseg_repvgg. Version limits are here; constraints.txt has the tested versions."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def read_version() -> str:
-    """Take the version from the file's text: importing the package would need torch."""
+    """Read the version from the file's text, without importing the package."""
     text = (HERE / 'mmseg_repvgg' / 'version.py').read_text(encoding='utf-8')
     match = re.search(r"^__version__ = '([^']+)'$", text, flags=re.MULTILINE)
     if match is None:
@@ -33,12 +33,12 @@ setup(
     packages=find_packages(include=['mmseg_repvgg*']),
     package_data={'mmseg_repvgg': ['py.typed']},
     zip_safe=False,
-    # No OpenMMLab distribution: mmcv and mmcv-lite, and the two families, own the same import
-    # names, so that requiring one would overwrite what the user already has. Whoever has none yet
-    # takes exactly one of the extras `openmmlab` and `onedl`. OpenCV comes with either, in the
-    # variant it asks for; two variants in one environment overwrite each other.
+    # No OpenMMLab distribution: mmcv and mmcv-lite, and the two families, have the same import
+    # names, so requiring one would overwrite what the user already has. Users who have none choose
+    # exactly one of the extras `openmmlab` and `onedl`. OpenCV comes with either, in the variant
+    # that it requires; two variants in one environment overwrite each other.
     install_requires=[
-        'torch>=2.6',  # the oldest that is tested, and the first whose torch.load is safe
+        'torch>=2.6',  # the first whose torch.load is safe by default
         'torchvision',
         'numpy',
         'pillow',
@@ -50,8 +50,8 @@ setup(
         'openmmlab': [
             'mmsegmentation>=1.2.2,<2',
             'mmengine>=0.10.7,<1',
-            # mmsegmentation's own bounds. The full mmcv does as well, but has to be built for the
-            # PyTorch at hand: who wants it installs it first and leaves this extra out.
+            # mmsegmentation's own bounds. The full mmcv works as well, but has to be built for your
+            # PyTorch: to use it, install it first and leave this extra out.
             'mmcv-lite>=2.0.0,<2.2.0',
             'mmpretrain>=1.2.0,<2',
             # mmsegmentation imports these two without requiring them.
@@ -64,7 +64,7 @@ setup(
             'onedl-mmcv>=2.3.6,<3',
             'onedl-mmpretrain>=1.3.6,<2',
         ],
-        # What writes and runs exported models; each runtime is optional to a service.
+        # To write and run exported models; a service needs only one runtime.
         'deploy': [
             'onnx>=1.17',
             'onnxscript>=0.5',  # PyTorch's ONNX exporter
@@ -80,7 +80,7 @@ setup(
             'mypy',
             'codespell',
             'tomli; python_version < "3.11"',  # for codespell to read pyproject.toml
-            'timm',  # what the parity tests compare with
+            'timm',  # parity tests compare with it
         ],
     },
 )
