@@ -1,4 +1,4 @@
-"""Has mmengine read checkpoints by the reader of this package, from disk and from the web."""
+"""Makes mmengine read checkpoints with this package's reader, from disk and from the web."""
 
 import hashlib
 import http.client
@@ -42,17 +42,17 @@ B3g2 were not published there."""
 
 
 HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
-"""The end of a file's name that says how the SHA-256 of its contents begins."""
+"""The end of a file name that holds the first digits of the file's SHA-256."""
 
 
 def install() -> None:
-    """Have mmengine read checkpoints by our reader, wherever they are.
+    """Make mmengine read all checkpoints with our reader.
 
     mmengine 0.10.7 fails on its own training checkpoints with torch >= 2.6 (mmengine issue 1655),
-    and runs any code in a pickle that comes from the web; onedl-mmengine runs any code in a pickle
-    whatever its source, after a warning. ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` end
-    in a download by the module's ``load_from_http``, for which there is no extension point, so that
-    name is replaced. A second call changes nothing.
+    and runs any code in a pickle from the web; onedl-mmengine runs any code in any pickle, after a
+    warning. ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` download with the module's
+    ``load_from_http``, which has no extension point, so that function is replaced. A second call
+    changes nothing.
     """
     from mmengine.runner import checkpoint
 
@@ -63,9 +63,9 @@ def install() -> None:
     checkpoint.load_from_http = load_from_http
 
 
-# mmengine's log calls a loader by its name without 'load_from_'.
+# mmengine's log shows a loader's name without 'load_from_'.
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint from disk, or from where another backend of mmengine finds it.
+    """Read a checkpoint from disk, or through another file backend of mmengine.
 
     See :func:`mmseg_repvgg.checkpoint.read_checkpoint`.
     """
@@ -75,10 +75,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def load_from_backend(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint by the file backend that mmengine has for its scheme, as ``s3://``.
+    """Read a checkpoint with mmengine's file backend for its scheme, for example ``s3://``.
 
     Raises:
-        CheckpointError: If there is no backend, or what it gives is not a checkpoint.
+        CheckpointError: If there is no backend, or the file is not a checkpoint.
     """
     from mmengine.fileio import get_file_backend
 
@@ -86,8 +86,8 @@ def load_from_backend(filename: str, map_location: Any = None) -> dict[str, Any]
         backend = get_file_backend(filename)
     except KeyError as error:
         raise CheckpointError(
-            f'{filename}: mmengine has no file backend for {error}. Give a path or an URL, or '
-            'register one by mmengine.fileio.register_backend'
+            f'{filename}: mmengine has no file backend for {error}. Give a path or a URL, or '
+            'register one with mmengine.fileio.register_backend'
         ) from error
     with TemporaryDirectory() as folder:
         file = Path(folder) / (Path(filename).name or 'checkpoint')
@@ -104,24 +104,24 @@ def load_from_http(
     model_dir: str | None = None,
     progress: bool = os.isatty(0),
 ) -> dict[str, Any]:
-    """Read a checkpoint from the web, by way of torch's cache.
+    """Read a checkpoint from the web, through torch's cache.
 
-    In distributed runs the first process of each machine downloads and the others wait. Where the
-    name ends in the beginning of the file's hash (``-0676ba61.pth``), the hash is checked.
+    In distributed runs the first process of each machine downloads and the others wait. If the
+    name ends with the start of the file's hash (``-0676ba61.pth``), the hash is checked.
 
     Args:
-        filename: Its URL.
+        filename: The URL.
         map_location: As in :func:`torch.load`.
         model_dir: The folder of the cache, by default ``checkpoints`` in ``torch.hub.get_dir()``.
         progress: Whether to show the progress of the download.
 
     Raises:
-        CheckpointError: If the download fails, or what came is not a checkpoint.
-        UnsafeCheckpointError: If what came asks to run code.
+        CheckpointError: If the download fails, or the file is not a checkpoint.
+        UnsafeCheckpointError: If the file asks to run code.
     """
     from mmengine.dist import get_dist_info
 
-    cached = _place_in_cache(filename, Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints'))
+    cached = _path_in_cache(filename, Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints'))
     rank, world_size = get_dist_info()
     try:
         if int(os.environ.get('LOCAL_RANK', rank)) == 0:
@@ -129,26 +129,26 @@ def load_from_http(
     finally:  # also on failure, or the others would wait for ever
         if world_size > 1:
             torch.distributed.barrier()
-    _download(filename, cached, progress)  # a launcher that sets no LOCAL_RANK, another machine
+    _download(filename, cached, progress)  # on other machines, without LOCAL_RANK
     return read_checkpoint(cached, map_location)
 
 
-def _place_in_cache(url: str, folder: Path) -> Path:
-    """The path of a file in torch's cache, which knows files by the last part of the URL.
+def _path_in_cache(url: str, folder: Path) -> Path:
+    """Return the path of a file in torch's cache, which names files by the last part of the URL.
 
-    A second file of that name, from another URL, gets another one. Files that a name with a hash
-    tells apart, or that somebody has put there, have no note of their URL beside them.
+    If the cache has a file of that name from another URL, the path gets a digest. A file whose
+    name has a hash, or that a user put there, has no file with its URL next to it.
     """
     path = Path(urllib.parse.urlparse(url).path)
     plain = folder / path.name
-    note = _note(plain)
-    if plain.exists() and note.exists() and note.read_text(encoding='utf-8') != url:
+    url_file = _url_file(plain)
+    if plain.exists() and url_file.exists() and url_file.read_text(encoding='utf-8') != url:
         digest = hashlib.sha256(url.encode()).hexdigest()[:16]
         return folder / f'{path.stem}.{digest}{path.suffix}'
     return plain
 
 
-def _note(cached: Path) -> Path:
+def _url_file(cached: Path) -> Path:
     return cached.with_name(f'{cached.name}.url')
 
 
@@ -165,11 +165,11 @@ def _download(url: str, cached: Path, progress: bool) -> None:
             f'{url} could not be downloaded: {error}. Check the URL and the network; or get the '
             f'file in another way, and give its path or put it at {cached}'
         ) from error
-    except RuntimeError as error:  # of the hash
+    except RuntimeError as error:  # another hash
         raise CheckpointError(
-            f'{url} was downloaded, but is not the file that its name says: {error}. Try again; if '
-            'it stays so, do not use it'
+            f'{url} was downloaded, but does not match the hash in its name: {error}. Try again; '
+            'if it fails again, do not use the file'
         ) from error
     if digest is None:
-        with atomic_file(_note(cached)) as temporary:
+        with atomic_file(_url_file(cached)) as temporary:
             temporary.write_text(url, encoding='utf-8')

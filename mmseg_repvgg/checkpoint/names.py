@@ -1,7 +1,7 @@
-"""What names and shapes of weights tell: naming scheme, form, architecture, classes.
+"""Identifies weights by names and shapes: naming scheme, form, architecture, classes.
 
 ======== ========================================== ===========================
-scheme   a training-form weight                     whose
+scheme   a training-form weight                     used by
 ======== ========================================== ===========================
 ours     backbone.stage_1.0.branch_3x3.conv.weight  this project and mmpretrain
 official stage1.0.rbr_dense.conv.weight             github.com/DingXiaoH/RepVGG
@@ -9,7 +9,7 @@ timm     stages.0.0.conv_kxk.conv.weight            timm's ``repvgg_*`` models
 ======== ========================================== ===========================
 
 Fused weights have ``branch_reparam``, ``rbr_reparam`` and ``reparam_conv`` instead of the branches.
-Only names differ: tensors are the same in all three.
+Only the names differ: the tensors are the same in all three.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor
 
 BACKBONE = 'backbone.'
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-"""What a conv or a BatchNorm of the block has."""
+"""Tensors of a conv or a BatchNorm in the block."""
 COUNTERS = ('n_averaged', 'total_ops', 'total_params')
-"""Tensors that are no weights: of torch's ``AveragedModel``, and what thop leaves in a model."""
+"""Tensors that are not weights: torch's ``AveragedModel`` and thop add them to a model."""
 CLASSIFIERS = ('.conv_seg.weight', 'head.fc.weight')
-"""How the names of the layers end whose outputs are the classes: mmseg's heads, mmpretrain's."""
+"""Endings of the names of classifier weights in the heads of mmseg and mmpretrain."""
 Kernels = Mapping[str, tuple[int, int]]
 KERNELS_OF_ARCHS: dict[str, Kernels] = {}
 """Output channels and input channels per group of every layer, by architecture and block;
-:mod:`mmseg_repvgg.models.arch` enters its table."""
+filled by :mod:`mmseg_repvgg.models.arch`."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class NamingScheme:
     """How one code base names the weights of a RepVGG classifier."""
 
     stem: str
-    stage: str  # with places for the numbers of stage and block
+    stage: str  # format string for the numbers of stage and block
     first_stage: int  # the number of the first stage after the stem
     # 3x3 conv and norm, 1x1 conv and norm, identity's norm, fused conv, squeeze, excite
     parts: tuple[str, str, str, str, str, str, str, str]
     classifier: str
-    prefix: str = ''  # before all names but the classifier's
+    prefix: str = ''  # of all names except the classifier's
 
     def block(self, name: str) -> tuple[tuple[int, int], str] | None:
-        """Split a name into its block, (0, 0) being the stem, and the rest of the name."""
+        """Split a name into its block, (stage, number), and the rest; the stem is (0, 0)."""
         pattern = re.escape(self.stage).replace(r'\{\}', r'(\d+)')
         found = re.match(rf'{pattern}\.', name)
         if found:
@@ -98,9 +98,9 @@ SCHEMES: dict[str, NamingScheme] = {
 
 
 def scheme_of(names: Iterable[str]) -> str | None:
-    """The scheme that names are in, or None if they name no RepVGG.
+    """Return the scheme that most names follow, or None if no name is of a RepVGG block.
 
-    The prefix ``backbone.`` may stand before them in every scheme.
+    The names may start with ``backbone.`` in every scheme.
     """
     given = list(names)
     found = {scheme: sum(_split(scheme, name) is not None for name in given) for scheme in SCHEMES}
@@ -122,15 +122,15 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
 
     Raises:
         ValueError: If ``to`` is unknown, the names are in none of the schemes, two of them would
-            become one, or they are of a variant of the block
-            (:mod:`mmseg_repvgg.models.variants`), which only ours can name.
+            become the same, or they are of a variant of the block
+            (:mod:`mmseg_repvgg.models.variants`), which only ``ours`` can name.
     """
     if to not in SCHEMES:
         raise ValueError(f'unknown naming scheme {to!r}; choose from {", ".join(SCHEMES)}')
     scheme = scheme_of(state)
     if scheme is None:
         raise ValueError(
-            f'the names are in none of the schemes {", ".join(SCHEMES)}: they begin with '
+            f'the names are in none of the schemes {", ".join(SCHEMES)}: the first are '
             f'{", ".join(list(state)[:3])}'
         )
     source, target = SCHEMES[scheme], SCHEMES[to]
@@ -153,7 +153,7 @@ def rename(state: Mapping[str, Any], new_name: Callable[[str], str]) -> dict[str
     """Rename weights.
 
     Raises:
-        ValueError: If two would have one name; gives all three.
+        ValueError: If two would get the same name; the message gives all three names.
     """
     old: dict[str, str] = {}
     for name in state:
@@ -166,16 +166,17 @@ def rename(state: Mapping[str, Any], new_name: Callable[[str], str]) -> dict[str
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Take off what wrappers of a model add to the names of its weights.
+    """Remove what model wrappers add to the names of weights.
 
-    That is ``_orig_mod.`` (``torch.compile``) wherever it stands, and, where all names begin so,
-    ``module.`` (DistributedDataParallel, ``AveragedModel``) and ``model.`` (Lightning).
+    ``_orig_mod.`` (``torch.compile``) is removed anywhere in a name. ``module.``
+    (DistributedDataParallel, ``AveragedModel``) and ``model.`` (Lightning) are removed if all names
+    start with them.
 
     Returns:
-        The plain name by the given one, without counters of tools (:data:`COUNTERS`).
+        The plain name by the given one, without :data:`COUNTERS`.
     """
     plain = {n: n.replace('_orig_mod.', '') for n in names if n.split('.')[-1] not in COUNTERS}
-    for prefix in ('module.', 'model.') * 2:  # a wrapper may be in another
+    for prefix in ('module.', 'model.') * 2:  # wrappers may be nested
         if plain and all(name.startswith(prefix) for name in plain.values()):
             plain = {name: new.removeprefix(prefix) for name, new in plain.items()}
     return plain
@@ -187,13 +188,13 @@ def _refuse_variants(names: Iterable[str], to: str) -> None:
         in_block = SCHEMES['ours'].block(name.removeprefix(BACKBONE)) is not None
         if in_block and (split is None or split[2] not in TENSORS):
             raise ValueError(
-                f'{name} is of a variant of the RepVGG block, for which the scheme {to!r} has no '
-                'name; fuse the weights first (tools/deploy_fuse.py), then translate them'
+                f'{name} belongs to a variant of the RepVGG block, and the scheme {to!r} has no '
+                'name for it; fuse the weights first (tools/deploy_fuse.py), then translate them'
             )
 
 
 def _split(scheme: str, name: str) -> tuple[tuple[int, int], int, str] | None:
-    """Block, number of the part, and the tensor's own name (``weight``, ``running_mean``, ...)."""
+    """Return block, index of the part, and the tensor's own name (``weight``, ...)."""
     found = SCHEMES[scheme].block(name.removeprefix(BACKBONE))
     if found is None:
         return None
@@ -206,11 +207,11 @@ def _split(scheme: str, name: str) -> tuple[tuple[int, int], int, str] | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state dict shows of itself."""
+    """What the names and shapes of a state dict show."""
 
     form: str | None  # 'training' or 'deploy'; None without RepVGG blocks
     scheme: str | None  # one of SCHEMES
-    arch: str | None  # a name of the table in mmseg_repvgg.models.arch, or layers and widths
+    arch: str | None  # a name in mmseg_repvgg.models.arch, or layers and widths
     classes: Mapping[str, int]  # number of classes by head
 
     def __str__(self) -> str:
@@ -226,7 +227,7 @@ def is_fused(state: Mapping[str, Any]) -> bool:
 
 
 def identify(state: Mapping[str, Tensor]) -> Identity:
-    """Tell what a state dict holds from its names and shapes, in any naming scheme."""
+    """Identify what a state dict holds by its names and shapes, in any naming scheme."""
     scheme = scheme_of(state)
     if scheme is None:
         return Identity(None, None, None, _classes(state))
@@ -236,14 +237,14 @@ def identify(state: Mapping[str, Tensor]) -> Identity:
 
 
 def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Say how weights differ from those that a model needs, and the fix.
+    """Explain how weights differ from those that a model needs, and give the fix.
 
     Args:
         expected: The model's state dict.
         found: The weights.
 
     Returns:
-        Sentences; of the likely causes the first that is there.
+        Sentences; the fix is for the first likely cause found.
     """
     model, weights = identify(expected), identify(found)
     if model.form and weights.form is None:
@@ -258,7 +259,7 @@ def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     elif model.form == 'training' and weights.form == 'deploy':
         fix = (
             'Fused weights have no branches to train: give the training checkpoint they were made '
-            'from; to evaluate them, give the config written beside them (python tools/test.py '
+            'from; to evaluate them, give the config written next to them (python tools/test.py '
             'FUSED.py FUSED.pth), or build the backbone fused (--cfg-options '
             'model.backbone.deploy=True)'
         )
@@ -274,7 +275,7 @@ def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
 
 
 def _arch(state: Mapping[str, Tensor]) -> str:
-    """The architecture whose layers have the shapes of the 3x3 kernels."""
+    """Return the architecture with these 3x3 kernels, or else its layers and widths."""
     kernels = {}
     for name, tensor in state.items():
         block, _, rest = name.removeprefix(BACKBONE).rpartition('.branch_')

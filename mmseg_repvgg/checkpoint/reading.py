@@ -1,4 +1,4 @@
-"""Reading checkpoints without running what is in the file, and finding the weights in them."""
+"""Reads checkpoints without running code from the file, and finds the weights in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRAPPERS = (
     'state_dict', 'model', 'ema', 'model_state_dict', 'module', 'params', 'state_dict_ema',
     'model_ema',
 )  # fmt: skip
-"""Keys under which training codes put the state dict, in the order they are looked for."""
+"""Keys under which training scripts store the state dict, in the order of search."""
 
 
 class CheckpointError(ValueError):
@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """The file asks for code outside the list of what a checkpoint may hold. None of it was run."""
+    """The file asks for a function or class that a checkpoint does not need. It was not run."""
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> dict[str, Any]:
@@ -47,7 +47,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
     Raises:
         FileNotFoundError: If there is no such file.
         UnsafeCheckpointError: If the pickle in it asks for a function or class that a checkpoint
-            does not need. It is named and has not been run.
+            does not need. The message names it; it was not run.
         CheckpointError: If the file is damaged, or is not a checkpoint at all.
         OSError: If it cannot be read: no permission, a broken disk.
     """
@@ -64,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
     except Refused as error:
         raise _unsafe(file, str(error)) from error
     except RecursionError as error:
-        raise _unreadable(file, ValueError('what it holds is nested too deeply')) from error
+        raise _unreadable(file, ValueError('its contents are nested too deeply')) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file can fail in torch, zip or numpy in many ways
@@ -81,15 +81,15 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Find the weights in a checkpoint.
 
     Args:
-        checkpoint: What :func:`read_checkpoint` returns: a state dict, or a dict with one under
-            one of the keys ``WRAPPERS``, at any depth.
+        checkpoint: What :func:`read_checkpoint` returns: a state dict, or a dict that holds one
+            under a key of ``WRAPPERS``, at any depth.
 
     Returns:
-        The tensors by their :func:`~mmseg_repvgg.checkpoint.names.plain_names`; what is not a
-        tensor is left out.
+        The tensors by their :func:`~mmseg_repvgg.checkpoint.names.plain_names`; other values are
+        left out.
 
     Raises:
-        CheckpointError: If there are no tensors, or two have one plain name.
+        CheckpointError: If there are no tensors, or two have the same plain name.
     """
     state: dict[str, Any] = checkpoint
     for _ in WRAPPERS:
@@ -98,8 +98,8 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
-            f'no weights found: the checkpoint has the keys {_shown(checkpoint)}. Expected tensors '
-            f'by name, or a dict of them under one of {", ".join(WRAPPERS)}'
+            f'no weights found: the checkpoint has the keys {_preview(checkpoint)}. Expected '
+            f'tensors by name, or a dict of them under one of {", ".join(WRAPPERS)}'
         )
     plain = plain_names(tensors)
     try:
@@ -109,7 +109,7 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _refuse_other_kinds(file: Path) -> None:
-    """Raise CheckpointError for what is often given instead of a checkpoint."""
+    """Raise CheckpointError for files that are often mistaken for a checkpoint."""
     if file.is_dir():
         raise _wrong(file, 'a folder', 'Give the file inside it')
     head = _first_bytes(file, 512)
@@ -139,18 +139,18 @@ def _refuse_other_zips(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = [Path(name).name for name in archive.namelist()]
-    except zipfile.BadZipFile:  # its directory is at its end
+    except zipfile.BadZipFile:  # the directory of a zip file is at its end
         size = file.stat().st_size
         raise _wrong(file, f'a zip file cut short after {size} bytes', DOWNLOAD_AGAIN) from None
     if 'constants.pkl' in names:
-        raise _wrong(file, 'a TorchScript program', 'It has no checkpoint: use the .pth it is from')
+        raise _wrong(file, 'a TorchScript program', 'It has no checkpoint: use its source .pth')
     if 'data.pkl' not in names:
         hint = 'If the checkpoint is inside, unpack it'
-        raise _wrong(file, f'a zip file of something else ({_shown(names)})', hint)
+        raise _wrong(file, f'a zip file of something else ({_preview(names)})', hint)
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether the file is named so, or begins as such a file: size of the header, then JSON."""
+    """Whether a file has the suffix or the start of safetensors: size of the header, then JSON."""
     if file.suffix == '.safetensors':
         return True
     with file.open('rb') as stream:
@@ -164,11 +164,11 @@ def _read_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
 
     if not isinstance(map_location, str | torch.device | None):
         raise CheckpointError(
-            f'map_location={map_location!r} cannot be used for {file}: give a device, as "cpu"'
+            f'map_location={map_location!r} cannot be used for {file}: give a device, e.g. "cpu"'
         )
     size, length = file.stat().st_size, int.from_bytes(_first_bytes(file, 8), 'little')
     if size < 8 + length:
-        raise _unreadable(file, torch_file.CutShort(f'{size} bytes, its header has {length}'))
+        raise _unreadable(file, torch_file.CutShort(f'{size} bytes, its header needs {length}'))
     try:
         return load_file(file, device=str(map_location or 'cpu'))
     except SafetensorError as error:
@@ -183,7 +183,7 @@ def _wrong(file: Path, found: str, fix: str) -> CheckpointError:
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
     if 'map_location' in reason:  # saved from a device that this machine does not have
-        return CheckpointError(f"{file} cannot be read as called: {reason}. Use map_location='cpu'")
+        return CheckpointError(f"{file} cannot be read here: {reason}. Use map_location='cpu'")
     if isinstance(error, EOFError | torch_file.CutShort):
         return CheckpointError(
             f'{file} cannot be read, it is not complete: {reason}. {DOWNLOAD_AGAIN}'
@@ -196,13 +196,13 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
 
 def _unsafe(file: Path, name: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f'{file} asks for {name}, which a checkpoint does not need. It was not run, and nothing of '
-        'the file is used. Get the weights from a source you trust, as a state dict (not a pickled '
-        'model) or as .safetensors. Only if you have read what that name does and want it: allow '
-        'it by torch.serialization.add_safe_globals in your own code before reading'
+        f'{file} asks for {name}, which a checkpoint does not need. It was not run, and nothing '
+        'from the file is used. Get the weights from a source you trust, as a state dict (not a '
+        'pickled model) or as .safetensors. Only if you know what that name does and trust it: '
+        'allow it with torch.serialization.add_safe_globals in your own code before reading'
     )
 
 
-def _shown(names: Any) -> str:
+def _preview(names: Any) -> str:
     listed = [str(name) for name in names]
     return ', '.join(listed[:8]) + (', ...' if len(listed) > 8 else '') or 'none'

@@ -1,7 +1,7 @@
-"""The two kinds of file that ``torch.save`` writes, read without trusting what they say.
+"""Reads both file formats of ``torch.save`` without trusting the sizes that a file declares.
 
-Since torch 1.6 it is a zip file: the pickle ``data.pkl`` and a member for each storage. Before, it
-was a pickle followed by the storages. No storage is made that is larger than the bytes there are.
+Since torch 1.6 a file is a zip: the pickle ``data.pkl`` and a member for each storage. Before, it
+was a pickle followed by the storages. The size of the file bounds the memory of the storages.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch
 from mmseg_repvgg.checkpoint.allowed_names import allowed_names
 from mmseg_repvgg.checkpoint.pickled import Allowed, Refused, Unpickler, resolve, short
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the old kind
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the old format
 MOST_COMPRESSED = 20
-"""How many times smaller than its contents a zip file may be: torch.save does not compress."""
+"""A zip file may be this many times smaller than its contents; torch.save does not compress."""
 SMALL = 2**20
-"""Bytes that may be unpacked whatever the size of the file."""
+"""Bytes that may be unpacked from a file of any size."""
 
 Restore = Callable[[Any, str], Any]
 
 
 class CutShort(ValueError):
-    """The file ends before what it should hold does."""
+    """The file ends before its contents do."""
 
 
 def load(file: Path, map_location: Any) -> Any:
@@ -42,7 +42,7 @@ def load(file: Path, map_location: Any) -> Any:
     Raises:
         Refused: If the pickle asks for what a checkpoint does not need.
         CutShort: If the file is not complete.
-        Exception: Of many kinds if it is damaged, or another file.
+        Exception: Of many kinds, if the file is damaged or of another format.
     """
     restore = _restore_function(map_location)
     with file.open('rb') as stream:
@@ -52,7 +52,7 @@ def load(file: Path, map_location: Any) -> Any:
 
 
 def _restore_function(map_location: Any) -> Restore:
-    """What moves a storage to its place, given where it was saved from."""
+    """Return a function that moves a storage to its device, given the device it was saved from."""
     default = torch.serialization.default_restore_location
     if map_location is None:
         return default
@@ -74,42 +74,42 @@ def _load_zip(stream: BinaryIO, restore: Restore) -> Any:
         size = os.fstat(stream.fileno()).st_size
         total = sum(info.file_size for info in archive.infolist())
         if total > MOST_COMPRESSED * size + SMALL:
-            raise ValueError(f'{size} bytes are unpacked to {total}, too many for a checkpoint')
+            raise ValueError(f'{size} bytes unpack to {total}, too many for a checkpoint')
         root = next(name for name in members if name.endswith('data.pkl')).removesuffix('data.pkl')
 
         def read(name: str) -> bytes:
             info = members[root + name]
-            content: bytes = _member(stream, archive, info).read(info.file_size)
+            content: bytes = _open_member(stream, archive, info).read(info.file_size)
             return content
 
         swapped = f'{root}byteorder' in members and read('byteorder').decode() != sys.byteorder
         storages: dict[str, Any] = {}
 
         def load_storage(pid: tuple[Any, ...]) -> Any:
-            dtype, key, place, count = _check_pid(pid, 5)
+            dtype, key, place, count = _parse_pid(pid, 5)
             info, nbytes = members[f'{root}data/{key}'], count * dtype.itemsize
             if info.file_size != nbytes:
                 raise ValueError(f'storage {key} has {info.file_size} bytes instead of {nbytes}')
             if key not in storages:
                 storage = torch.UntypedStorage(nbytes)
-                _fill(storage, _member(stream, archive, info))
+                _fill(storage, _open_member(stream, archive, info))
                 if swapped:
                     storage.byteswap(dtype)
                 storages[key] = restore(storage, place)
-            return _typed(storages[key], dtype)
+            return _wrap_storage(storages[key], dtype)
 
         return Unpickler(io.BytesIO(read('data.pkl')), *allowed_names(), load_storage).load()
 
 
-def _member(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
-    """A member of a zip file, at its first byte.
+def _open_member(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
+    """Open a member of a zip file at its first byte.
 
-    Its checksum is not looked at: ``torch.save`` leaves it wrong if told so
+    Its checksum is ignored: ``torch.save`` may write a wrong one
     (``torch.serialization.set_crc32_options``).
     """
     if info.compress_type != zipfile.ZIP_STORED:
         return archive.open(info)
-    stream.seek(info.header_offset + 26)  # of its header, 30 bytes, a name and more
+    stream.seek(info.header_offset + 26)  # in the header: 30 bytes, the name, extra fields
     lengths = stream.read(4)
     start = 30 + int.from_bytes(lengths[:2], 'little') + int.from_bytes(lengths[2:], 'little')
     stream.seek(info.header_offset + start)
@@ -118,24 +118,24 @@ def _member(stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -
 
 def _load_old(stream: BinaryIO, restore: Restore) -> Any:
     names, size = allowed_names(), os.fstat(stream.fileno()).st_size
-    bounded: Any = _Bounded(stream, size)
+    bounded: Any = _BoundedStream(stream, size)
     if Unpickler(bounded, *names).load() != MAGIC:
-        raise ValueError('it is none of the files that torch.save writes')
+        raise ValueError('it was not written by torch.save')
     version, system = (Unpickler(bounded, *names).load() for _ in range(2))
     if version != PROTOCOL:
-        raise ValueError(f'protocol version {short(version)}')
+        raise ValueError(f'unknown protocol version {short(version)}')
     start = stream.tell()
     found: dict[str, tuple[torch.dtype, str, int]] = {}
 
     def note_storage(pid: tuple[Any, ...]) -> Any:
-        dtype, key, place, count = _check_pid(pid, 6)
+        dtype, key, place, count = _parse_pid(pid, 6)
         found.setdefault(key, (dtype, place, count))
         total = sum(count * dtype.itemsize for dtype, _, count in found.values())
         if total > size:
-            raise CutShort(f'its tensors have {total} bytes, the file {size}')
-        return _typed(torch.UntypedStorage(count * dtype.itemsize, device='meta'), dtype)
+            raise CutShort(f'its tensors need {total} bytes, the file has {size}')
+        return _wrap_storage(torch.UntypedStorage(count * dtype.itemsize, device='meta'), dtype)
 
-    Unpickler(bounded, *names, note_storage).load()  # to know what the storages are
+    Unpickler(bounded, *names, note_storage).load()  # a first pass, to learn the storages
     storages = {}
     for key in Unpickler(bounded, *names).load():
         dtype, place, count = found[key]
@@ -148,19 +148,19 @@ def _load_old(stream: BinaryIO, restore: Restore) -> Any:
         storages[key] = restore(storage, place)
 
     def load_storage(pid: tuple[Any, ...]) -> Any:
-        dtype, key, _, _ = _check_pid(pid, 6)
+        dtype, key, _, _ = _parse_pid(pid, 6)
         view, storage = pid[5], storages[key]
         if view is not None:
             _, first, count = view
             storage = storage[first * dtype.itemsize : (first + count) * dtype.itemsize]
-        return _typed(storage, dtype)
+        return _wrap_storage(storage, dtype)
 
     stream.seek(start)
     return Unpickler(bounded, *names, load_storage).load()
 
 
-class _Bounded:
-    """A stream whose ``read`` makes room for no more bytes than the file has."""
+class _BoundedStream:
+    """A stream whose ``read`` never allocates more bytes than the file has."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream, self.size, self.readline = stream, size, stream.readline
@@ -169,24 +169,24 @@ class _Bounded:
         return self.stream.read(min(count, self.size))
 
 
-def _check_pid(pid: tuple[Any, ...], length: int) -> Iterator[Any]:
-    """dtype, key, place and count of numbers of a storage, as the pickle describes it."""
+def _parse_pid(pid: tuple[Any, ...], length: int) -> Iterator[Any]:
+    """Return dtype, key, device and number of elements of a storage from its description."""
     if len(pid) != length or pid[0] != 'storage' or type(pid[1]) is not Allowed:
         raise Refused(f'the object {short(pid)} of another file')
     dtype, key, place, count = pid[1].value, *pid[2:5]
     if not (isinstance(dtype, torch.dtype) and type(key) is type(place) is str):
         raise Refused(f'a storage of type {pid[1].name}')
     if type(count) is not int or count < 0:
-        raise ValueError(f'a storage of {short(count)} numbers')
+        raise ValueError(f'a storage of {short(count)} elements')
     return iter((dtype, key, place, count))
 
 
-def _typed(storage: Any, dtype: torch.dtype) -> Any:
+def _wrap_storage(storage: Any, dtype: torch.dtype) -> Any:
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
 def _fill(storage: torch.UntypedStorage, stream: Any) -> None:
-    """Read the bytes of a storage."""
+    """Read the bytes of a storage from a stream."""
     if storage.nbytes():
         bytes_of = torch.empty(0, dtype=torch.uint8, device='cpu').set_(storage)  # type: ignore[call-overload]
         array: Any = bytes_of.numpy()

@@ -26,36 +26,36 @@ STAMP = 'mmseg_repvgg'
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a checkpoint that ``torch.load(path, weights_only=True)`` reads anywhere.
 
-    The file appears under its name only when it is complete; on failure an older one stays.
+    The file appears only when it is complete; if writing fails, an existing file is kept.
 
     Args:
         checkpoint: Tensors, str, int, float, bool and None in dicts, lists and tuples.
-        path: The file to write; its folder exists.
+        path: The file to write; its folder must exist.
 
     Raises:
-        CheckpointError: If something else is in ``checkpoint``; says where.
-        OSError: If it cannot be written: no such folder, no permission, disk full.
+        CheckpointError: If ``checkpoint`` holds anything else; the message says where.
+        OSError: If the file cannot be written: no such folder, no permission, disk full.
     """
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'a checkpoint is a dict, not {type(checkpoint).__name__}')
     _check_plain(checkpoint, 'checkpoint')
-    content = io.BytesIO()  # in memory: torch's zip writer hides why a disk refused
+    content = io.BytesIO()  # in memory first: torch's zip writer hides the reason of a disk error
     torch.save(checkpoint, content)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 def make_stamp(state: Mapping[str, Tensor], source: str | Path, **more: Any) -> dict[str, Any]:
-    """Say what weights are and where they come from.
+    """Describe weights and where they come from.
 
     Args:
-        state: The weights that are written.
+        state: The weights to write.
         source: The file that they were made from.
-        **more: What else is to be kept; str, numbers and lists of them.
+        **more: Further entries: str, numbers and lists of them.
 
     Returns:
         ``form`` (``training``, ``deploy``, or None without RepVGG blocks), ``architecture``,
-        ``scheme`` of the names, ``versions``, ``source_sha256``.
+        ``scheme`` of the names, ``versions``, ``source_sha256``, and ``more``.
     """
     found = identify(state)
     return dict(
@@ -76,7 +76,7 @@ def sha256(file: str | Path) -> str:
 def _check_plain(value: Any, where: str, seen: set[int] | None = None) -> None:
     """Raise CheckpointError unless ``torch.load(weights_only=True)`` will read ``value``.
 
-    The types are compared exactly: ``numpy.float64`` is a ``float``, but is pickled as itself.
+    Types are compared exactly: ``numpy.float64`` is a ``float``, but is not pickled as one.
     """
     kind = type(value)
     seen = set() if seen is None else seen

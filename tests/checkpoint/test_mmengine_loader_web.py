@@ -83,7 +83,7 @@ def test_the_hash_in_a_name_is_checked(web, tmp_path):
     assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/of-20241231.pth')
     if not digest[:8].isdigit():
         assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/{good}')
-    with pytest.raises(CheckpointError, match='not the file that its name says.*0a0a0a0a'):
+    with pytest.raises(CheckpointError, match='not match the hash in its name.*0a0a0a0a'):
         CheckpointLoader.load_checkpoint(f'{url}/{wrong}')
     assert not (tmp_path / 'cache' / 'hub' / 'checkpoints' / wrong).exists()
 
