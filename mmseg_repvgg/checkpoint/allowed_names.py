@@ -1,6 +1,6 @@
-"""The names that a checkpoint may mention, and what a call of each does.
+"""The names that a checkpoint may mention, and the function that a call of each runs.
 
-Each function here checks its arguments, for they come from the file; see
+Each function here checks its arguments, because they come from the file; see
 :mod:`mmseg_repvgg.checkpoint.pickled`.
 """
 
@@ -33,11 +33,11 @@ from mmseg_repvgg.checkpoint.placeholders import (
 )
 
 LARGEST_EXPANDED = 2**20
-"""Bytes that a tensor with a stride of 0 may seem to have beyond those of its storage."""
+"""Bytes that a tensor with a stride of 0 may seem to have if its storage has fewer."""
 
 
 def _encode(text: object = '', encoding: object = 'latin1') -> bytes:
-    """Stand for ``codecs.encode`` and ``bytes``, as protocol 2 writes bytes."""
+    """Stand for ``codecs.encode`` and ``bytes``, which protocol 2 uses for bytes."""
     if type(text) is bytes:
         return text
     if type(text) is not str or encoding not in ('latin1', 'latin-1'):
@@ -66,11 +66,11 @@ def _defaultdict(factory: object = None) -> defaultdict[Any, Any]:
 
 
 def _path(kind: str) -> Callable[..., pathlib.PurePath]:
-    """Paths of another operating system become pure ones."""
+    """Stand for a path class; paths of another operating system become pure paths."""
 
     def path(*parts: object) -> pathlib.PurePath:
         if not all(type(part) is str for part in parts):
-            raise Refused('a path of something else than str')
+            raise Refused('a path with parts that are not str')
         pure = pathlib.PureWindowsPath if 'Windows' in kind else pathlib.PurePosixPath
         here = type(pathlib.Path())
         made = here if 'Pure' not in kind and issubclass(here, pure) else pure
@@ -79,8 +79,8 @@ def _path(kind: str) -> Callable[..., pathlib.PurePath]:
     return path
 
 
-def _only(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Have a class called with arguments of these types only."""
+def _accept_only(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a class be called with arguments of these types only."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: object) -> Any:
@@ -93,7 +93,7 @@ def _only(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return wrap
 
 
-# Tensors. A tensor that is larger than its storage would have torch enlarge the storage.
+# Tensors. torch would enlarge a storage that is too small for its tensor.
 
 
 def _check_fits(storage: Any, dtype: Any, offset: int, size: Any, stride: Any) -> None:
@@ -122,14 +122,14 @@ def _rebuild(name: str) -> Allowed:
 
 
 def _rebuild_sparse(layout: Any, data: Any) -> Tensor:
-    check = not data[0].is_meta  # on that device there are no indices to check
+    check = not data[0].is_meta  # meta tensors have no indices to check
     if layout is torch.sparse_coo:
         return torch.sparse_coo_tensor(*data[:3], check_invariants=check)
     return torch.sparse_compressed_tensor(*data[:4], layout=layout, check_invariants=check)
 
 
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """Stand for the function that makes tensors of a subclass, or with attributes."""
+    """Stand for torch's function that makes tensors of a subclass or with attributes."""
     if type(function) is not Allowed or function.call is None:
         raise Refused(f'a call of {short(function)}')
     parts = state if type(state) is tuple else (state,)
@@ -147,18 +147,18 @@ PLAIN_TYPES = (list, dict, set, tuple, int, float, bool, str, bytes, complex, Or
 
 
 def _names() -> dict[str, Any]:
-    """All names. Objects of PyTorch that hold nothing, as dtypes, stand for themselves."""
+    """Return all names. PyTorch's constants, such as dtypes, stand for themselves."""
     calls: dict[str, Any] = {
         '_codecs.encode': _encode,
         'builtins.bytearray': lambda *args: bytearray(_encode(*args)),
         'builtins.bytes': _encode,
-        'builtins.complex': _only(int, float)(complex),
+        'builtins.complex': _accept_only(int, float)(complex),
         'builtins.frozenset': lambda items=(): frozenset(checked_keys(_list(items))),
         'builtins.getattr': Method,
-        'builtins.range': _only(int)(range),
-        'builtins.xrange': _only(int)(range),  # as protocol 2 writes it
+        'builtins.range': _accept_only(int)(range),
+        'builtins.xrange': _accept_only(int)(range),  # as protocol 2 writes it
         'builtins.set': lambda items=(): set(checked_keys(_list(items))),
-        'builtins.slice': _only(int, type(None))(slice),
+        'builtins.slice': _accept_only(int, type(None))(slice),
         'collections.Counter': lambda items=(): Counter(_dict(items)),
         'collections.OrderedDict': lambda items=(): OrderedDict(_dict(items)),
         'collections.defaultdict': _defaultdict,
@@ -167,17 +167,17 @@ def _names() -> dict[str, Any]:
         HISTORY: History,
         'numpy.dtype': Dtype,
         'torch.Size': lambda size=(): torch.Size(_list(size)),
-        'torch.device': _only(str, int)(torch.device),
-        'torch.serialization._get_layout': _only(str)(torch.serialization._get_layout),
+        'torch.device': _accept_only(str, int)(torch.device),
+        'torch.serialization._get_layout': _accept_only(str)(torch.serialization._get_layout),
         'torch._tensor._rebuild_from_type_v2': _rebuild_from_type,
         'torch._utils._rebuild_sparse_tensor': _rebuild_sparse,
     }
     for name in ('date', 'datetime', 'time', 'timedelta', 'timezone'):
         kinds = (bytes, int, str, datetime.timedelta, datetime.tzinfo)
-        calls[f'datetime.{name}'] = _only(*kinds)(getattr(datetime, name))
+        calls[f'datetime.{name}'] = _accept_only(*kinds)(getattr(datetime, name))
     for name in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'):
         calls[f'pathlib.{name}'] = calls[f'pathlib._local.{name}'] = _path(name)
-    for package in ('numpy.core', 'numpy._core'):  # numpy 1 and 2; both read both
+    for package in ('numpy.core', 'numpy._core'):  # of numpy 1 and 2; each numpy reads both
         calls[f'{package}.multiarray._reconstruct'] = Array
         calls[f'{package}.numeric._frombuffer'] = array_from_buffer
         calls[f'{package}.multiarray.scalar'] = make_scalar
@@ -236,10 +236,10 @@ NAMES = _names()
 
 
 def allowed_names() -> tuple[dict[str, Any], tuple[type, ...]]:
-    """The names that are allowed now, and the classes among those that users added.
+    """Return the names that are allowed now, and the classes among those that users added.
 
-    What was added by ``torch.serialization.add_safe_globals`` is allowed as it is, except under the
-    names above: a real ``getattr`` that another library needs must not act here.
+    Names added with ``torch.serialization.add_safe_globals`` are allowed as they are, unless they
+    are in ``NAMES``: a real ``getattr`` that another library added must not be used here.
     """
     names, types = dict(NAMES), []
     for entry in torch.serialization.get_safe_globals():

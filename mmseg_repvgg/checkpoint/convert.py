@@ -1,4 +1,4 @@
-"""Weights of one naming scheme -> a file in another (tools/convert_weights.py)."""
+"""Converts weights to another naming scheme (tools/convert_weights.py)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
             ``state_dict``, where mmengine, timm and the official code look, and a stamp
             (:func:`mmseg_repvgg.checkpoint.writing.make_stamp`) under ``meta``; a
             ``.safetensors`` holds the stamp in its header.
-        to: ``ours`` (which is mmpretrain's too), ``official`` or ``timm``.
+        to: ``ours`` (also mmpretrain's), ``official`` or ``timm``.
 
     Returns:
         One line that says what was done.
 
     Raises:
         CheckpointError: If ``source`` is not a checkpoint, or holds no RepVGG weights.
-        ValueError: If ``out`` or ``to`` is not one of those, or ``out`` is ``source``.
+        ValueError: If ``out`` has another suffix or is ``source``, or as
+            :func:`mmseg_repvgg.checkpoint.names.translate`.
         OSError: If ``out`` cannot be written.
     """
     out = Path(out)
@@ -43,8 +44,8 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
     found = scheme_of(state)
     if found is None:
         raise CheckpointError(
-            f'{source} holds no RepVGG weights in the names of {", ".join(SCHEMES)}: its names '
-            f'begin with {", ".join(list(state)[:3])}'
+            f'{source} holds no RepVGG weights in the names of {", ".join(SCHEMES)}: the first '
+            f'are {", ".join(list(state)[:3])}'
         )
     renamed = {name: t.contiguous() for name, t in translate(state, to).items()}
     stamp = make_stamp(renamed, source)
@@ -52,7 +53,7 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
         write_checkpoint(dict(meta={STAMP: stamp}, state_dict=renamed), out)
     else:
         with atomic_file(out) as temporary:
-            # not save_file, whose errors do not say why a disk refused
+            # not save_file: its errors do not give the reason of a disk error
             header = {'format': 'pt', STAMP: json.dumps(stamp)}
             temporary.write_bytes(save(renamed, header))
     return f'{len(renamed)} tensors: {source} ({found}) -> {out} ({to})'

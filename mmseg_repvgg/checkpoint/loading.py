@@ -23,18 +23,18 @@ from mmseg_repvgg.reparam.values import faults
 SHOWN = 3
 """How many names of a long list an error shows."""
 BLOCKS = ('stem.', 'stage_')
-"""How the names of a backbone's tensors begin, in our names."""
+"""Prefixes of a backbone's tensors, in our naming scheme."""
 
 
 def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring weights into the names and the form of a model, as far as that is possible.
+    """Convert weights to the names and the form of a model, as far as possible.
 
-    Names of the official code and of timm become ours if the model has ours; training weights that
-    a fused part of the model needs are fused.
+    Names of the official code and of timm become ours if the model uses ours; training weights of
+    fused parts of the model are fused.
 
     Args:
         model: The model.
-        state: Tensors by name, as :func:`~mmseg_repvgg.checkpoint.reading.state_dict_of` gives.
+        state: Tensors by name, from :func:`~mmseg_repvgg.checkpoint.reading.state_dict_of`.
     """
     own = {plain: name for name, plain in plain_names(model.state_dict()).items()}
     if scheme_of(own) == 'ours' and scheme_of(state) in ('official', 'timm'):
@@ -46,7 +46,8 @@ def check_sound(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights with values that no trained network has.
 
     Raises:
-        CheckpointError: On NaN, infinite or complex weights or a negative variance; names them.
+        CheckpointError: If weights are NaN, infinite or complex, or a variance is negative; the
+            message names them.
     """
     found = faults(state)
     if found:
@@ -59,21 +60,21 @@ def check_sound(state: Mapping[str, Tensor], source: str) -> None:
 def check_fit(
     model: nn.Module, state: Mapping[str, Tensor], source: str, required: float = 1.0
 ) -> str:
-    """See how much of a model a state dict fills.
+    """Check how much of a model a state dict fills.
 
     Args:
         model: The model; nothing is loaded.
         state: Tensors by name.
-        source: What messages call the weights, a file name.
-        required: The share of the model's tensors that must be found; 1 allows nothing left over
-            either. Counters of batches seen (``num_batches_tracked``) may be missing.
+        source: The name of the weights in messages, such as the file.
+        required: The share of the model's tensors that must be found; 1 also forbids unexpected
+            tensors. ``num_batches_tracked`` may be missing.
 
     Returns:
-        One line that says how many tensors fit and what was left.
+        One line that says how many tensors fit and what does not.
 
     Raises:
-        CheckpointError: If it is less than required; says what is missing, unexpected or of another
-            shape, what was found and expected, and the fix.
+        CheckpointError: If fewer fit; the message says what is missing, unexpected or of
+            another shape, what was found and expected, and the fix.
     """
     own = model.state_dict()
     missing = [n for n in own if n not in state and not n.endswith('num_batches_tracked')]
@@ -92,7 +93,7 @@ def check_fit(
     ]
     fitting = len([n for n in own if n in state]) - len(shapes) - len(kinds)
     found = '; '.join(
-        f'{len(names)} {what} ({_shown(names)})'
+        f'{len(names)} {what} ({_preview(names)})'
         for what, names in {
             'missing': missing,
             'unexpected': left_over,
@@ -111,7 +112,7 @@ def check_fit(
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load all of ``state``, :func:`adapted`, into all of ``model``.
+    """Load a state dict, :func:`adapted`, into a model; all tensors must fit.
 
     Raises:
         CheckpointError: As :func:`check_sound` and :func:`check_fit`.
@@ -126,22 +127,22 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     """Load the weights of a RepVGG classifier, segmentor or backbone into a backbone.
 
     Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.names`, with or without
-    ``backbone.``. All of the backbone must be found, and nothing more of its blocks; a fused
-    backbone fuses training weights. Weights of heads, and of stages that were not built, are left.
-    Variants of the block with the same parameters (``relu_in_branches`` and the full block, for
-    example) look alike.
+    ``backbone.``. Every tensor of the backbone must be found, and its blocks may have no others; a
+    fused backbone fuses training weights. Weights of heads, and of stages that were not built, are
+    ignored. Variants of the block with the same parameters (``relu_in_branches`` and the full
+    block, for example) cannot be told apart.
 
     Args:
         model: A ``DilatedRepVGG``.
         state: Tensors by name.
-        source: What messages call the weights, a file name.
+        source: The name of the weights in messages, such as the file.
 
     Returns:
-        One line that says how much was loaded and what was left.
+        One line that says how much was loaded and what was ignored.
 
     Raises:
         CheckpointError: If the names are not those of a RepVGG, the weights are fused and the
-            backbone is not, values are damaged, something of the backbone is missing or has another
+            backbone is not, values are damaged, a tensor of the backbone is missing or has another
             shape, or the blocks are of another variant.
     """
     check_sound(state, source)
@@ -159,55 +160,55 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     found = {name: ours[name] for name in own if name in ours}
     if scheme is None and not found:
         raise CheckpointError(
-            f'{source} holds no RepVGG weights: of {len(state)} tensors, {_shown(list(state))}. '
-            f'Known are the names of {", ".join(SCHEMES)}'
+            f'{source} holds no RepVGG weights: none of its {len(state)} tensors '
+            f'({_preview(list(state))}) is named as in {", ".join(SCHEMES)}'
         )
     left = [name for name in ours if name not in own]
     if any(name not in found for name in own if not name.endswith('num_batches_tracked')):
         check_fit(model, {n: t for n, t in ours.items() if n.startswith(BLOCKS)}, source)  # raises
-    of_blocks = [name for name in left if name.startswith(tuple(_blocks(own)))]
+    of_blocks = [name for name in left if name.startswith(tuple(_block_prefixes(own)))]
     if of_blocks:
         raise CheckpointError(
             f'{source} holds {len(of_blocks)} tensors that the blocks of the model do not have '
-            f"({_shown(of_blocks)}): give the backbone the 'block' and 'branches' that it was "
+            f"({_preview(of_blocks)}): give the backbone the 'block' and 'branches' that it was "
             'trained with'
         )
     load_strictly(model, found, source)
-    note = f'; left: {len(left)} ({_shown(left)})' if left else ''
+    note = f'; not loaded: {len(left)} ({_preview(left)})' if left else ''
     return (
         f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme or "ours"}){note}'
     )
 
 
-def _blocks(names: Iterable[str]) -> set[str]:
-    """The blocks that tensors of a backbone, in our names, belong to: ``stage_1.0.``, ``stem.``."""
+def _block_prefixes(names: Iterable[str]) -> set[str]:
+    """Return the prefixes of the blocks in a backbone with our names: ``stage_1.0.``, ``stem.``."""
     found = {name: SCHEMES['ours'].block(name) for name in names}
     return {name[: len(name) - len(split[1])] for name, split in found.items() if split}
 
 
-def _shown(names: list[str]) -> str:
+def _preview(names: list[str]) -> str:
     return ', '.join(names[:SHOWN]) + ', ...' * (len(names) > SHOWN)
 
 
 def accept_training_weights(model: nn.Module) -> None:
-    """Make ``load_state_dict`` of a fused model, or of a model around it, take training weights.
+    """Let ``load_state_dict`` of a fused model, or of one that contains it, take training weights.
 
     Args:
         model: A fused model. It has ``training_form()``, which builds the same model with branches
-            and without weights, and ``rewrites``, the names of the rewrites that led to it.
+            and without weights, and ``rewrites``, the names of the rewrites that made it.
     """
     model.register_load_state_dict_pre_hook(_fuse_in_place)
 
 
 def fused_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fuse the training weights in a state dict that a fused model is to load.
+    """Fuse the training weights in a state dict for a fused model.
 
     Args:
-        model: The model; its parts are those that :func:`accept_training_weights` prepared.
+        model: The model, with parts prepared by :func:`accept_training_weights`.
         state: Tensors by name.
 
     Returns:
-        What the model loads; ``state`` as it is if it holds no training weights for a fused part.
+        The state dict to load; the same as ``state`` without training weights of a fused part.
 
     Raises:
         ValueError: As :func:`mmseg_repvgg.reparam.apply_rewrites`.
@@ -220,7 +221,7 @@ def fused_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Replace the training weights below ``prefix`` if they are all there."""
+    """Replace the training weights under ``prefix`` by fused ones, if all are there."""
     if not getattr(model, 'deploy', True):
         return  # a backbone in training form
     given = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
@@ -228,7 +229,7 @@ def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> N
         return
     training = model.training_form()
     if not _names_without_counters(training) <= set(given):
-        return  # not its training weights either: whoever loads says what does not fit
+        return  # not its training weights either: the caller reports what does not fit
     own = training.state_dict()
     if any(given[name].shape != own[name].shape for name in own if name in given):
         return

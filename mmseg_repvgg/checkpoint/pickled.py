@@ -1,20 +1,20 @@
-"""Unpickles what ``torch.save`` and mmengine write, and runs nothing that is in the file.
+"""Unpickles what ``torch.save`` and mmengine write, without running code from the file.
 
-mmengine's training checkpoints hold more than tensors: the message hub has ``HistoryBuffer``
-objects, numpy arrays and scalars, the state of ``OneCycleLR`` a function, meta information a
-``ConfigDict``. Allowing those names as they are is not safe:
+mmengine's training checkpoints hold more than tensors: ``HistoryBuffer`` objects, numpy arrays and
+scalars in the message hub, a function in the state of ``OneCycleLR``, a ``ConfigDict`` in the meta
+information. Allowing the real functions and classes is not safe:
 
-* with the real ``getattr``, by which pickle protocol 2 writes ``HistoryBuffer.min``, a pickle walks
-  from ``HistoryBuffer.__init__.__globals__`` to ``os.system`` (torch's own
-  ``_rebuild_from_type_v2`` then calls whatever it found);
-* ``numpy.dtype.__setstate__`` believes the flags in the file, so a pickle can have numpy follow
-  pointers made of bytes in the file: a crash, or worse;
+* with the real ``getattr``, which pickle protocol 2 uses to write ``HistoryBuffer.min``, a pickle
+  can get from ``HistoryBuffer.__init__.__globals__`` to ``os.system`` (torch's own
+  ``_rebuild_from_type_v2`` then calls it);
+* ``numpy.dtype.__setstate__`` trusts the flags in the file, so a pickle can make numpy follow
+  pointers made of bytes from the file: a crash, or worse;
 * ``bytearray(10**12)`` and a tensor larger than its storage take all memory.
 
-So a name in a pickle gives an :class:`Allowed`, never the real function or class. A call of it runs
+So a name in a pickle becomes an :class:`Allowed`, never the real function or class. Calling it runs
 a function of :mod:`mmseg_repvgg.checkpoint.allowed_names` that checks its arguments. Objects that
 get their state later are placeholders, which :func:`resolve` replaces at the end. PyTorch's list of
-safe names is read, never changed: other threads may use ``torch.load`` meanwhile.
+safe names is read, never changed: other threads may use ``torch.load`` at the same time.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Allowed:
 
     Args:
         name: Module and name, with a dot between them.
-        call: What a call of it does; None if it may not be called.
-        value: What it is where it is not called, a class in a dict for example.
+        call: The function that a call runs; None if it may not be called.
+        value: What it stands for when it is not called, for example a class in a dict.
     """
 
     __slots__ = ('call', 'name', 'value')
@@ -52,7 +52,7 @@ class Allowed:
 
 
 def short(value: Any) -> str:
-    """A value from a file in a message. Lists of the same lists, 40 times over, stay short."""
+    """Format a value from a file for a message; deeply nested values stay short too."""
     return value.name if type(value) is Allowed else reprlib.repr(value)
 
 
@@ -70,7 +70,7 @@ class Placeholder:
         raise NotImplementedError
 
 
-# What may be a key of a dict or in a set: hashing it takes no longer than reading it.
+# Types of dict keys and set items: hashing them takes no longer than reading them.
 KEYS = (
     str, int, float, bool, complex, bytes, type(None), np.generic, PurePath,
     datetime.date, datetime.time, datetime.timedelta, torch.dtype, torch.device,
@@ -80,10 +80,10 @@ DICTS, LISTS = (dict, OrderedDict, Counter, defaultdict), (list, deque)
 
 
 def checked_keys(keys: Iterable[Any]) -> Iterator[Any]:
-    """Refuse keys whose hash may take for ever: tuples of the same tuples, 40 times over.
+    """Yield keys, and refuse those that may take forever to hash, such as deeply nested tuples.
 
     Raises:
-        Refused: Naming the type.
+        Refused: On such a key; the message names the type.
     """
     for key in keys:
         rest, count = [key], 0
@@ -97,18 +97,18 @@ def checked_keys(keys: Iterable[Any]) -> Iterator[Any]:
 
 
 class Unpickler(pickle._Unpickler):
-    """Unpickles by :class:`Allowed` names only.
+    """Unpickles with :class:`Allowed` names only.
 
-    It is pickle's in pure Python: that in C makes room for 2**32 objects if the file says so.
+    It extends pickle's Python version: the C version allocates 2**32 objects if the file says so.
 
     Args:
-        stream: Where to read. ``read`` must not make room for more bytes than there are.
-        names: What is allowed, by module and name.
-        types: Classes of whose instances a state is set as pickle does it: those allowed by users.
-        load_storage: Gives the storage for its description in the pickle.
+        stream: The file. ``read`` must not allocate more bytes than the file has.
+        names: What is allowed, by ``module.name``.
+        types: Classes allowed by users; pickle itself sets the state of their instances.
+        load_storage: Returns the storage for its description in the pickle.
     """
 
-    stack: list[Any]  # of the class above, without types there
+    stack: list[Any]  # of the base class, which has no types
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
@@ -157,7 +157,7 @@ class Unpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Placeholder):
             target.set_state(state)
-        elif type(target) is OrderedDict:  # a module's state dict: load_state_dict looks for this
+        elif type(target) is OrderedDict:  # a state dict: load_state_dict reads its _metadata
             if type(state) is dict and '_metadata' in state:
                 vars(target)['_metadata'] = state['_metadata']
         elif type(target) in self.types:
@@ -195,12 +195,12 @@ class Unpickler(pickle._Unpickler):
         self.append(frozenset(checked_keys(items)))
 
     def load_bytearray8(self) -> None:
-        """Read a bytearray; pickle's own makes room for it before it reads."""
+        """Read a bytearray; pickle's own method allocates it before reading."""
         length = int.from_bytes(self.read(8), 'little')
         self.append(bytearray(self.read(length)))
 
     def load_others(self) -> None:
-        """Refuse what torch.save never writes."""
+        """Refuse instructions that torch.save never writes."""
         raise pickle.UnpicklingError('an unknown instruction in the pickle')
 
     def _extend(self, items: list[Any]) -> None:
@@ -227,7 +227,7 @@ OPERATIONS = re.findall(
     'binpersid reduce newobj build append appends setitem setitems additems frozenset '
     'bytearray8',
 )
-"""What pickles of protocols 2 to 5 consist of; none of these makes room for what is not there."""
+"""Instructions of pickle protocols 2 to 5; none allocates memory for data that is not there."""
 
 
 def _dispatch() -> dict[int, Callable[[Any], None]]:
@@ -245,17 +245,17 @@ Unpickler.dispatch = _dispatch()  # type: ignore[assignment]
 def resolve(node: Any, done: dict[int, Any] | None = None) -> Any:
     """Replace every placeholder in a tree of dicts, lists and tuples by the real object.
 
-    Dicts and lists are changed in place; what occurs twice stays one object.
+    Dicts and lists are changed in place; an object that occurs twice stays one object.
 
     Raises:
-        Refused: If a function that may only be called is kept as a value.
+        Refused: If a function that may only be called is used as a value.
     """
     done = {} if done is None else done
     if id(node) in done:
         return done[id(node)]
     if isinstance(node, dict):
         done[id(node)] = node
-        for key in node:  # not update(): that of a Counter adds
+        for key in node:  # not update(): a Counter's adds
             node[key] = resolve(node[key], done)
     elif isinstance(node, LISTS):
         done[id(node)] = node

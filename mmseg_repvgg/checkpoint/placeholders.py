@@ -1,6 +1,6 @@
-"""What stands for objects of numpy and mmengine while a checkpoint is unpickled.
+"""Placeholders for objects of numpy and mmengine while a checkpoint is unpickled.
 
-Each takes what the file gives only if it is data; see :mod:`mmseg_repvgg.checkpoint.pickled`.
+Each accepts only plain data from the file; see :mod:`mmseg_repvgg.checkpoint.pickled`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from mmseg_repvgg.checkpoint.pickled import Allowed, Placeholder, Refused, short
 
-# The kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O' (pointers),
-# not 'V' (may contain 'O').
+# dtype kinds whose bytes are values: bool, integers, floats, complex, bytes, str. Not 'O'
+# (pointers), not 'V' (may contain 'O').
 PLAIN_KINDS = 'biufcSU'
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -22,7 +22,7 @@ METHODS = {
     HISTORY: ('min', 'max', 'mean', 'current'),  # its default statistics
     ONE_CYCLE: ('_annealing_cos', '_annealing_linear'),
 }
-"""The functions that objects of mmengine keep: parts of a class, by its name."""
+"""The methods that objects of mmengine store, by class."""
 NDARRAY = Allowed('numpy.ndarray', None, np.ndarray)
 
 
@@ -38,7 +38,7 @@ class Dtype(Placeholder):
         self.numpy = dtype
 
     def set_state(self, state: Any) -> None:
-        """Take the byte order. The rest is fixed by the kind and is not taken from the file."""
+        """Take the byte order. The rest follows from the kind and is not taken from the file."""
         self.numpy = self.numpy.newbyteorder(state[1])
 
     def make(self, resolve_part: Callable[[Any], Any]) -> Any:
@@ -111,7 +111,7 @@ class Method(Placeholder):
         self.owner, self.name = full, name
 
     def make(self, resolve_part: Callable[[Any], Any]) -> Any:
-        """Give the function that OneCycleLR calls; a history has its own, and needs no other."""
+        """Give the function that OneCycleLR calls; for a history, which has its own, the name."""
         if self.owner == ONE_CYCLE:
             try:
                 from mmengine.optim import scheduler
@@ -151,7 +151,7 @@ def make_scalar(dtype: object, data: object) -> np.generic:
 
 
 def array_from_buffer(data: Any, dtype: object, shape: Any, order: object) -> Array:
-    """Stand for numpy's ``_frombuffer``, by which protocol 5 writes arrays."""
+    """Stand for numpy's ``_frombuffer``, which protocol 5 uses for arrays."""
     if type(data) not in (bytes, bytearray) or order not in ('C', 'F'):
         raise Refused('numpy.ndarray of other memory')
     array = Array(NDARRAY)

@@ -12,7 +12,7 @@ def filled(name, state, **kwargs):
     ours = unfilled(name, **kwargs)
     line = load_backbone(ours, state, 'RepVGG.pth')
     total = len(ours.state_dict())
-    left = '(names: official); left: 2 (head.fc.weight, head.fc.bias)'
+    left = '(names: official); not loaded: 2 (head.fc.weight, head.fc.bias)'
     assert line == f'{total} of {total} tensors loaded from RepVGG.pth {left}'
     return ours
 

@@ -25,7 +25,7 @@ def filled(name, theirs, **kwargs):
     total = len(ours.state_dict())
     # left is timm's classifier, its weight and its bias
     assert line.startswith(
-        f'{total} of {total} tensors loaded from timm.pth (names: timm); left: 2'
+        f'{total} of {total} tensors loaded from timm.pth (names: timm); not loaded: 2'
     )
     return ours
 

@@ -155,7 +155,7 @@ CASES.add('NaN in pretrained weights',
           CheckpointError, 'b.pth holds values', KERNEL)  # fmt: skip
 CASES.add('pretrained weights of nothing known',
           lambda g: load_backbone(DilatedRepVGG(TINY), of_resnet(g), 'r.pth'), CheckpointError,
-          'r.pth holds no RepVGG weights', 'Known are the names of ours, official')  # fmt: skip
+          'r.pth holds no RepVGG weights', 'is named as in ours, official')  # fmt: skip
 CASES.add('a variance made negative on its way into a fused model',
           lambda g: load_strictly(DilatedRepVGG(TINY, deploy=True).eval(),
                                   with_value(g, VARIANCE, -1.0), 'b.pth'),
