@@ -1,9 +1,9 @@
-"""Cityscapes label images with train ids, made from what the data set brings.
+"""Makes Cityscapes label images with train ids from the polygons or label ids of the data set.
 
 Cityscapes comes with polygons (``*_gtFine_polygons.json``) and label ids
-(``*_gtFine_labelIds.png``); training needs train ids (``*_gtFine_labelTrainIds.png``), the
-numbering 0 to 18 with 255 for what is ignored. Source of the numbers and of the polygon renderer:
-cityscapesscripts, ``helpers/labels.py`` and ``preparation/json2labelImg.py``.
+(``*_gtFine_labelIds.png``); training needs train ids (``*_gtFine_labelTrainIds.png``): 0 to 18, and
+255 for ignored pixels. Source of the numbers and of the polygon renderer: cityscapesscripts,
+``helpers/labels.py`` and ``preparation/json2labelImg.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABEL_IDS_SUFFIX = '_gtFine_labelIds.png'
 TRAIN_IDS_SUFFIX = '_gtFine_labelTrainIds.png'
 
 _IGNORED = 255
-_SHOWN = 3  # names listed in a message before it says how many more there are
+_SHOWN = 3  # names listed in a message
 _ZIPS = {'leftImg8bit': 'leftImg8bit_trainvaltest.zip', 'gtFine': 'gtFine_trainvaltest.zip'}
 _DOWNLOAD = (
     'https://www.cityscapes-dataset.com/downloads (or with csDownload, of cityscapesscripts)'
@@ -45,8 +45,7 @@ class SplitReport:
     Attributes:
         made: label images written.
         skipped: images whose label image was there already.
-        unlabelled: images that have no label image now, because there is no annotation to make one
-            from.
+        unlabelled: images without a label image, because they have no annotation.
         missing: one message for each kind of thing that is missing.
     """
 
@@ -106,14 +105,13 @@ def prepare_cityscapes(
 ) -> PreparationReport:
     """Make the train-id label image of every image, from polygons or else from label ids.
 
-    Label images that are there already are left alone, so that a second run is quick. Each is
-    written whole or not at all. The test split may lack annotations (they are not public) or be
-    absent altogether.
+    Existing label images are kept, so a second run is quick. Each is written whole or not at all.
+    The test split may have no annotations (they are not public) or be missing.
 
     Args:
         root: folder that holds ``leftImg8bit`` and ``gtFine``.
         workers: number of processes; None takes one per CPU, at most 8.
-        force: make those label images again that are there already.
+        force: make existing label images again.
         splits: some of 'train', 'val', 'test'.
 
     Returns:
@@ -122,9 +120,8 @@ def prepare_cityscapes(
     Raises:
         FileNotFoundError: ``root``, or ``leftImg8bit`` or ``gtFine`` in it, is not there.
         PermissionError: a folder of ``gtFine`` cannot be written to.
-        ValueError: a split or the number of workers makes no sense, or an annotation cannot be
-            read, or it has labels that Cityscapes does not know. Label images made before that
-            stay.
+        ValueError: a split is unknown, ``workers`` is less than 1, or an annotation cannot be read
+            or has labels that Cityscapes does not know. Label images made before that are kept.
     """
     root = Path(root)
     unknown = [split for split in splits if split not in SPLITS]
@@ -161,7 +158,7 @@ def write_label_image(polygons: Path, target: Path, encoding: str) -> None:
             json2labelImg(str(polygons), str(temporary), encoding)
     except OSError:
         raise
-    except SystemExit as error:  # json2labelImg's way to say that a label is unknown
+    except SystemExit as error:  # json2labelImg exits on an unknown label
         reason = said.getvalue().strip().partition('\n')[0]
         raise ValueError(
             f'{polygons}: {reason} Allowed are the names in cityscapesscripts/helpers/labels.py'
@@ -188,9 +185,7 @@ def convert_label_ids(source: Path, target: Path) -> None:
     try:
         with Image.open(source) as image:
             ids = np.array(image)
-    except (
-        Exception
-    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, ... for broken files
+    except Exception as error:  # Pillow raises errors of many types for broken files
         raise ValueError(
             f'{source} is not a whole PNG image ({error}): unpack {_ZIPS["gtFine"]} again'
         ) from error
@@ -205,7 +200,7 @@ def convert_label_ids(source: Path, target: Path) -> None:
     if (train_ids < 0).any():
         value = int(ids[train_ids < 0][0])
         raise ValueError(
-            f'{source} has the id {value}, which is none of Cityscapes (0 to 33): '
+            f'{source} has the id {value}, which is not a Cityscapes id (0 to 33): '
             f'is it from another data set? Unpack {_ZIPS["gtFine"]} again'
         )
     with atomic_file(target) as temporary:
@@ -225,7 +220,8 @@ def _train_id_table() -> np.ndarray:
 def _check_layout(root: Path) -> None:
     if not root.is_dir():
         raise FileNotFoundError(
-            f'{root} is no folder: give the one that holds leftImg8bit and gtFine, from {_DOWNLOAD}'
+            f'{root} is not a folder: give the one that holds leftImg8bit and gtFine, from '
+            f'{_DOWNLOAD}'
         )
     for name, archive in _ZIPS.items():
         if not (root / name).is_dir():
@@ -235,7 +231,7 @@ def _check_layout(root: Path) -> None:
 
 
 def _plan_split(root: Path, split: str, force: bool) -> tuple[list[tuple[Path, Path]], SplitReport]:
-    """Return the conversions, (source, target), of a split, and the report when they are done."""
+    """Return the conversions, (source, target), of a split, and its report once they are done."""
     images = _stems(root / 'leftImg8bit' / split, IMAGE_SUFFIX)
     jobs, without, skipped = [], [], 0
     for image in sorted(images):
@@ -265,13 +261,13 @@ def _plan_split(root: Path, split: str, force: bool) -> tuple[list[tuple[Path, P
             else f'unpack {_ZIPS["gtFine"]} in {root}'
         )
         missing.append(
-            f'{split}: no annotation for {_some(without)} of {len(images)} images: {fix}'
+            f'{split}: no annotation for {_preview(without)} of {len(images)} images: {fix}'
         )
     annotated = set().union(
         *(_stems(root / 'gtFine' / split, suffix) for suffix in (POLYGONS_SUFFIX, LABEL_IDS_SUFFIX))
     )
     if annotated - images:
-        missing.append(f'{split}: no image for {_some(sorted(annotated - images))} annotations')
+        missing.append(f'{split}: no image for {_preview(sorted(annotated - images))} annotations')
     return jobs, SplitReport(len(jobs), skipped, len(without), tuple(missing))
 
 
@@ -283,8 +279,8 @@ def _stems(folder: Path, suffix: str) -> set[str]:
     }
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return how many names there are and the first few of them."""
+def _preview(names: Sequence[str]) -> str:
+    """Return the number of names and the first few of them."""
     more = ', ...' if len(names) > _SHOWN else ''
     return f'{len(names)} ({", ".join(names[:_SHOWN])}{more})'
 

@@ -1,4 +1,4 @@
-"""Doing many small jobs at once, in processes."""
+"""Runs many small jobs in parallel processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_jobs(
     Args:
         function: defined at the top level of a module.
         jobs: arguments of each call.
-        workers: number of processes; 1 works in the calling process.
+        workers: number of processes; 1 uses the calling process.
         title: of the progress bar, which is shown on a terminal only.
         initializer: called once in every process.
 

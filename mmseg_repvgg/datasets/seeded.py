@@ -1,9 +1,9 @@
-"""Random augmentation that depends on the place of a sample in the training, and on nothing else.
+"""Random augmentation that depends only on the seed and on a sample's position in the training.
 
-mmengine draws augmentations from the random states of the process or of its workers, which are
-lost with them: a resumed training sees other crops. One family replays all data of the iterations
-done before, which takes as long as loading them and does not restore what else draws from the same
-states; the other replays nothing.
+mmengine draws augmentations from the random states of the process or of its workers. These are lost
+when the process ends, so a resumed training sees other crops. mmengine 0.10 loads the data of all
+earlier iterations again, which takes long and does not restore other users of the same states;
+onedl-mmengine only moves the sampler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed of 32 bits for numbers that say which one: equal for equal numbers, else unrelated."""
+    """Return a 32-bit seed for some numbers: equal for equal numbers, otherwise unrelated."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -53,13 +53,13 @@ class SeededIndex(int):
         made.seed = seed
         return made
 
-    def __reduce__(self) -> tuple:  # to the workers
+    def __reduce__(self) -> tuple:  # how it is sent to the workers
         return SeededIndex.of, (int(self), self.seed)
 
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """The indices of another sampler, each with a seed made of the run's, the rank and its place.
+    """Yields the indices of another sampler, with seeds from run seed, rank, epoch and position.
 
     Args:
         dataset: The data set.
@@ -73,7 +73,7 @@ class SeededSampler(Sampler):
         if seed is None:
             seed = getattr(self.sampler, 'seed', None)
         self.seed = sync_random_seed() if seed is None else seed
-        self._settings[1]['seed'] = self.seed  # what skip builds anew draws the same
+        self._settings[1]['seed'] = self.seed  # a sampler rebuilt by skip_batches draws the same
         self._first_epoch = self.epoch = 0
         self._resumed: tuple[Iterator[int], int] | None = None
 
@@ -90,25 +90,25 @@ class SeededSampler(Sampler):
             yield SeededIndex.of(index, seed_of(self.seed, rank, self.epoch, place))
 
     def __len__(self) -> int:
-        """That of the sampler."""
+        """Return the length of the sampler."""
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler its epoch; after :meth:`skip`, the epoch there is number 0."""
+        """Set the sampler's epoch, counted from the epoch that :meth:`skip_batches` reached."""
         self.epoch = self._first_epoch + epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(self.epoch)
 
     def skip_batches(self, count: int, batch_size: int, drop_last: bool = False) -> None:
-        """Begin anew, behind the first ``count`` batches of this rank; no data are loaded.
+        """Restart after the first ``count`` batches of this rank; no data are loaded.
 
-        A sampler that ends is iterated again, as the next epoch, like mmengine's iteration-based
-        training does.
+        A sampler that ends is iterated again as the next epoch, as in mmengine's iteration-based
+        training.
 
         Args:
             count: Number of batches.
             batch_size: Samples in each.
-            drop_last: Whether an epoch's last batch is left out if it has fewer.
+            drop_last: Whether an epoch's last batch is dropped if it is smaller.
         """
         self.sampler, self._first_epoch = self._build(), 0
         while True:
@@ -125,13 +125,13 @@ class SeededSampler(Sampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """Another data set, whose samples are loaded with the random state their index says.
+    """Loads the samples of another data set with the random state given by their index.
 
-    Attributes that are read or set, but ``dataset``, are those of the other data set: a hook that
-    sets ``dataset.pipeline`` changes what is loaded.
+    All attributes except ``dataset`` are read from and set on the other data set: a hook that sets
+    ``pipeline`` changes what is loaded.
 
     Args:
-        dataset: Settings of the data set, or itself.
+        dataset: Settings of the data set, or the data set.
     """
 
     dataset: Any
@@ -151,8 +151,8 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked of a data set (``metainfo``, ``full_init``)."""
-        # copying and pickling ask for methods with underscores, before there is a data set
+        """Read other attributes (``metainfo``, ``full_init``) from the data set."""
+        # copy and pickle look for special methods before ``dataset`` is set
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)

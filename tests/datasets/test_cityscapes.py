@@ -229,7 +229,7 @@ def test_folder_is_missing(root: Path, name: str) -> None:
 
 
 def test_root_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='nowhere is no folder.*cityscapes-dataset.com'):
+    with pytest.raises(FileNotFoundError, match='nowhere is not a folder.*cityscapes-dataset.com'):
         prepare_cityscapes(tmp_path / 'nowhere')
 
 
@@ -275,7 +275,7 @@ def test_bad_polygons(
     ('content', 'message'),
     [
         (b'\x89PNG cut off', 'not a whole PNG image'),
-        (np.full((2, 3), 77, dtype=np.uint8), 'has the id 77, which is none of Cityscapes'),
+        (np.full((2, 3), 77, dtype=np.uint8), 'has the id 77, which is not a Cityscapes id'),
         (np.full((2, 3), 7000, dtype=np.uint16), 'has the id 7000'),
         (np.zeros((2, 3, 3), dtype=np.uint8), r'shape \(2, 3, 3\).*one channel'),
     ],

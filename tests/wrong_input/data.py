@@ -85,7 +85,7 @@ for name, call, parts in [
     ('corrupt test labels', lambda g: fuse_on(g, labels=b'x'), ('_leftImg8bit.png or its', *FIX)),
     ('id 77 in a label image',
      lambda g: convert_label_ids(g.file(png(fill(77)), 'a.png'), g.folder / 'b.png'),
-     ('has the id 77, which is none of Cityscapes (0 to 33)', 'another data set')),
+     ('has the id 77, which is not a Cityscapes id (0 to 33)', 'another data set')),
     ('coloured label image',
      lambda g: convert_label_ids(g.file(png(fill(7, (4, 4, 3))), 'a.png'), g.folder / 'b.png'),
      ('shape (4, 4, 3)', 'one channel', '_gtFine_color.png')),
@@ -102,6 +102,6 @@ def empty_layout(given, *folders):
 
 
 CASES.add('no Cityscapes', lambda g: prepare_cityscapes(g.folder / 'no'), FileNotFoundError,
-          'is no folder: give the one that holds leftImg8bit and gtFine')  # fmt: skip
+          'is not a folder: give the one that holds leftImg8bit and gtFine')  # fmt: skip
 CASES.add('Cityscapes without labels', lambda g: prepare_cityscapes(empty_layout(g, 'leftImg8bit')),
           FileNotFoundError, 'has no folder gtFine: unpack gtFine_trainvaltest.zip')  # fmt: skip
