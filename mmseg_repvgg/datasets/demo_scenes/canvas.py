@@ -1,4 +1,4 @@
-"""The picture and its truth, drawn together: every label comes from a polygon that was painted."""
+"""The picture and its labels, drawn together: every label comes from a painted polygon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 _SUBPIXEL_BITS = 4  # cv2 takes polygon corners in 1/16 pixels
-_SMALLEST_OBJECT = 6  # pixels; smaller outlines are left to what is behind them
+_SMALLEST_OBJECT = 6  # pixels; smaller outlines keep the label of what is behind them
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Camera:
     """A pinhole camera above the road, looking along the street.
 
     Street coordinates are metres: x to the right, y up from the road, z ahead. A street with a bend
-    is a straight one whose points are shifted to the side by ``bend * z**2 / 2``.
+    is a straight one with points shifted to the side by ``bend * z**2 / 2``.
     """
 
     width: int  # pixels
@@ -42,7 +42,7 @@ class Camera:
         return self.focal / z
 
     def nearest(self, x: float) -> float:
-        """Return the depth from which on the ground at ``x`` is inside the picture."""
+        """Return the smallest depth at which the ground at ``x`` is in the picture."""
         room = self.width - self.vanishing if x > 0 else self.vanishing
         return max(self.focal * abs(x) / room, self.focal * self.eye / (self.height - self.horizon))
 
@@ -65,7 +65,7 @@ class Camera:
 
 @dataclass
 class Canvas:
-    """An image, its depth, and the polygons that say what is where.
+    """An image, its depth and its labelled polygons.
 
     Attributes:
         camera: what the scene is seen with.
@@ -90,7 +90,7 @@ class Canvas:
 
         Args:
             polygon: (N, 2) pixels, also outside of the picture.
-            paint: an RGB colour, or an image as large as the canvas that shows through.
+            paint: an RGB colour, or an image as large as the canvas to copy from.
         """
         box = self.box(polygon)
         if box is not None:
@@ -121,7 +121,7 @@ class Canvas:
         self._blend(box, patch, coverage)
 
     def shade(self, polygon: np.ndarray, strength: float, blur: float) -> None:
-        """Darken what is inside a polygon, with an edge ``blur`` pixels soft."""
+        """Darken the inside of a polygon; its edge is ``blur`` pixels soft."""
         margin = 3 * blur
         box = self.box(np.concatenate([polygon - margin, polygon + margin]))
         if box is not None:
@@ -129,7 +129,7 @@ class Canvas:
             self.image[box] *= 1 - np.float32(strength) * shadow[..., None]
 
     def label(self, name: str, polygons: Sequence[np.ndarray], z: Any = None) -> None:
-        """Record what has been painted: the outline of the union of some polygons.
+        """Record the outline of the union of painted polygons as labelled objects.
 
         Args:
             name: Cityscapes class.

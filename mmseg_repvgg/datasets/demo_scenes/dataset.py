@@ -33,8 +33,8 @@ DEMO_CLASSES = (
 
 _CITIES = {'train': 'demoburg', 'val': 'demostadt'}
 _STAMP = 'demo_scenes.json'
-_VERSION = 1  # raise it when the same seed gives other pictures
-_SMALLEST = 64  # pixels
+_VERSION = 1  # increase it when the same seed gives other pictures
+_MIN_SIDE = 64  # pixels
 
 
 def make_demo_scenes(
@@ -49,17 +49,17 @@ def make_demo_scenes(
     """Draw street scenes and their labels into a folder laid out like Cityscapes.
 
     Each scene has an image (``leftImg8bit``) and, in ``gtFine``, polygons, label ids and train ids.
-    A scene depends on the seed, its split and its number only, so it is the same for any number of
-    workers or scenes. A second call with the same settings makes what is missing, usually nothing.
+    A scene depends only on seed, size, split and its number, so it is the same for any number of
+    workers or scenes. A second call with the same settings draws only missing scenes.
 
     Args:
-        root: folder to write to; it is made if it is not there.
+        root: folder to write to; it is made if missing.
         num_train: number of training scenes.
         num_val: number of validation scenes.
         size: (width, height) of the images in pixels, at least 64 each.
         seed: 0 or more.
-        workers: number of processes; 1 works in the calling process.
-        force: replace demo scenes with other settings that are in ``root``.
+        workers: number of processes; 1 uses the calling process.
+        force: replace demo scenes in ``root`` that have other settings.
 
     Returns:
         ``root``, as the ``data_root`` of a ``CityscapesDataset``.
@@ -70,7 +70,7 @@ def make_demo_scenes(
         PermissionError: ``root`` cannot be written to.
     """
     root = Path(root)
-    settings = _checked_settings(num_train, num_val, size, seed)
+    settings = _check_settings(num_train, num_val, size, seed)
     _refuse_other_data(root)
     make_folder(root)
     stamp = root / _STAMP
@@ -98,18 +98,18 @@ def make_demo_scenes(
     return root
 
 
-def _checked_settings(
+def _check_settings(
     num_train: int, num_val: int, size: tuple[int, int], seed: int
 ) -> dict[str, Any]:
-    """Return the settings for the stamp, or raises ValueError."""
+    """Return the settings for the stamp, or raise ValueError."""
     if min(num_train, num_val) < 0 or num_train + num_val == 0:
         raise ValueError(
             f'num_train={num_train}, num_val={num_val}: both must be 0 or more, and not both 0'
         )
     pair = size if isinstance(size, Sequence) else ()
-    if len(pair) != 2 or not all(is_integer(length, _SMALLEST) for length in pair):
+    if len(pair) != 2 or not all(is_integer(length, _MIN_SIDE) for length in pair):
         raise ValueError(
-            f'size={size!r} must be (width, height) of at least {_SMALLEST} pixels each'
+            f'size={size!r} must be (width, height) of at least {_MIN_SIDE} pixels each'
         )
     if seed < 0:
         raise ValueError(f'seed={seed} must be 0 or more')
@@ -118,7 +118,7 @@ def _checked_settings(
 
 
 def _read_stamp(path: Path) -> Any:
-    """Return the settings with which scenes were finished, or None."""
+    """Return the settings of the finished scenes in a folder, or None."""
     if not path.is_file():
         return None
     text = path.read_text()
@@ -171,7 +171,7 @@ def _paths(root: Path, split: str, index: int) -> tuple[Path, Path, Path, Path]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep OpenCV from threading; a process forked while it has threads would wait for them."""
+    """Run OpenCV in one thread: a process forked while it has more would hang."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -181,11 +181,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def _use_one_thread() -> None:
-    cv2.setNumThreads(1)  # in processes that are started, not forked
+    cv2.setNumThreads(1)  # in spawned processes
 
 
 def _write_scene(root: Path, split: str, index: int, size: tuple[int, int], seed: int) -> None:
-    """Draw one scene and writes its files, the image last."""
+    """Draw one scene and write its files, the image last."""
     rng = np.random.default_rng([seed, list(_CITIES).index(split), index])
     image, objects = compose_scene(rng, *size)
     image_path, polygons, label_ids, train_ids = _paths(root, split, index)

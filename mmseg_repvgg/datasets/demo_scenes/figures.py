@@ -1,4 +1,4 @@
-"""People, trees, poles, traffic signs: what stands upright and is drawn flat, facing the camera."""
+"""People, trees, poles and traffic signs: upright figures, drawn flat and facing the camera."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _limb(
     return np.stack([a + broad, b + narrow, b - narrow, a - broad])
 
 
-class _Standee:
+class _FlatFigure:
     """A figure in metres, x to the right and y up from its feet, placed on the street."""
 
     def __init__(self, canvas: Canvas, light: Light, x: float, z: float) -> None:
@@ -49,21 +49,21 @@ class _Standee:
         return self.foot + np.asarray(polygon) * [self.scale, -self.scale]
 
     def fill(self, polygon: np.ndarray, colour: object) -> None:
-        """Paint a part and take it into the outline."""
+        """Paint a part and add it to the outline."""
         pixels = self.pixels(polygon)
         self.canvas.fill(pixels, np.minimum(np.asarray(colour) * self.bright, 1))
         self.outline.append(pixels)
 
     def shadow(self, width: float) -> None:
         """Darken the ground around the feet."""
-        flat = self.canvas.camera.eye / self.z  # what is left of a metre along the street
+        flat = self.canvas.camera.eye / self.z  # foreshortening along the street
         pixels = self.pixels(_ellipse(-self.lit * width, 0, width, max(width * flat, 0.03)))
         self.canvas.shade(pixels, 0.55, max(0.06 * self.scale, 0.5))
 
 
 def draw_person(canvas: Canvas, rng: np.random.Generator, light: Light, x: float, z: float) -> None:
     """Draw somebody in clothes of any colour, some with a coat or a bag."""
-    figure = _Standee(canvas, light, x, z)
+    figure = _FlatFigure(canvas, light, x, z)
     size = rng.uniform(1.55, 1.9) / 1.75
     skin = jitter(rng, _SKIN[rng.integers(len(_SKIN))], 0.03)
     hair = jitter(rng, _HAIR[rng.integers(len(_HAIR))], 0.03)
@@ -103,7 +103,7 @@ def draw_tree(
     canvas: Canvas, rng: np.random.Generator, light: Light, x: float, z: float, height: float
 ) -> None:
     """Draw a broad or a slim tree; trunk and leaves are vegetation, as in Cityscapes."""
-    figure = _Standee(canvas, light, x, z)
+    figure = _FlatFigure(canvas, light, x, z)
     figure.shadow(height * 0.18)
     bark = jitter(rng, [0.30, 0.24, 0.18], 0.03)
     slim = rng.random() < 0.25
@@ -133,7 +133,7 @@ def draw_tree(
 
 def _foliage(
     rng: np.random.Generator,
-    figure: _Standee,
+    figure: _FlatFigure,
     box: tuple[slice, slice],
     crown: np.ndarray,
     spread: float,
@@ -152,7 +152,7 @@ def _box(left: float, right: float, top: float, bottom: float = 0.0) -> np.ndarr
     return np.array([(left, bottom), (left, top), (right, top), (right, bottom)])
 
 
-def _post(figure: _Standee, height: float, width: float, colour: np.ndarray) -> None:
+def _post(figure: _FlatFigure, height: float, width: float, colour: np.ndarray) -> None:
     """Draw an upright tube, lit from one side, at least 1/42 of the picture's height thick."""
     half = max(width, figure.canvas.camera.height / 42 / figure.scale) / 2
     figure.fill(_box(-half, half, height), colour)
@@ -164,7 +164,7 @@ def draw_lamp(
     canvas: Canvas, rng: np.random.Generator, light: Light, x: float, z: float, towards: int
 ) -> None:
     """Draw a street lamp, all of it a pole; ``towards`` (-1 or 1) is where the road is."""
-    figure = _Standee(canvas, light, x, z)
+    figure = _FlatFigure(canvas, light, x, z)
     figure.shadow(0.25)
     colour = jitter(rng, _POSTS[rng.integers(len(_POSTS))], 0.03)
     height = rng.uniform(4.5, 7.0)
@@ -181,7 +181,7 @@ def draw_lamp(
 
 def draw_sign(canvas: Canvas, rng: np.random.Generator, light: Light, x: float, z: float) -> None:
     """Draw a traffic sign of one of six kinds on its own pole."""
-    figure = _Standee(canvas, light, x, z)
+    figure = _FlatFigure(canvas, light, x, z)
     figure.shadow(0.2)
     height, r = rng.uniform(2.4, 2.9), rng.uniform(0.75, 0.95)
     _post(figure, height + r, 0.26, jitter(rng, _POSTS[rng.integers(len(_POSTS))], 0.03))

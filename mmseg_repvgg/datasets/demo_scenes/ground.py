@@ -31,7 +31,7 @@ def draw_sky(canvas: Canvas, rng: np.random.Generator, light: Light) -> None:
 
 
 def _strip(camera: Camera, left: float, right: float, near: float, far: float) -> np.ndarray:
-    """Return the outline in the picture of a ground strip, following the bend of the street."""
+    """Return the picture outline of a ground strip, which follows the bend of the street."""
     z = np.geomspace(max(near, CLOSEST), far, 12)
     edges = [np.stack([np.full_like(z, x), np.zeros_like(z), z], axis=1) for x in (left, right)]
     return camera.project(np.concatenate([edges[0], edges[1][::-1]]))
@@ -131,7 +131,7 @@ def draw_ground(canvas: Canvas, rng: np.random.Generator, street: Street, light:
 def _house_shadow(
     rng: np.random.Generator, street: Street, light: Light, x: np.ndarray, z: np.ndarray
 ) -> np.ndarray:
-    """Return the brightness, (H, W, 1), of the ground in the shadow of the houses beside it."""
+    """Return the brightness, (H, W, 1), of the ground, darker in the shadow of the houses."""
     side = street.sides[0 if light.sun[0] < 0 else 1]
     reach = side.front - side.sign * rng.uniform(1.5, 9.0)
     edge = reach + 0.5 * np.sign(np.sin(z / rng.uniform(2, 5) + rng.uniform(0, 6)))

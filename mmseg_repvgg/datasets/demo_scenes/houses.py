@@ -1,4 +1,4 @@
-"""What lines the street: houses, and the hedges of their gardens. Lengths are metres."""
+"""Houses along the street and the hedges of their gardens. Lengths are in metres."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmseg_repvgg.datasets.demo_scenes.textures import facade, jitter, leaves
 
 _ROOFS = [[0.50, 0.24, 0.18], [0.32, 0.24, 0.22], [0.30, 0.31, 0.34]]
 _HOUSE_DEPTH = 9.0
-_HEDGES_END = 45.0  # depth from which on hedges are not drawn
+_HEDGES_END = 45.0  # largest depth at which a hedge begins
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _House:
     near: float  # depth of the end that is closer to the camera
     far: float
     height: float
-    free: bool  # whether the near end is seen, past the house next to it
+    free: bool  # whether the near end is visible, not hidden by another house
 
 
 def _wall_depth(camera: Camera, x: float, near: float, far: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def _draw_house(canvas: Canvas, rng: np.random.Generator, light: Light, house: _
     if seen >= far:
         return
     scale = float(np.clip(camera.scale(seen) * 0.9, 4, 14))
-    look = rng.integers(2**63)  # of the front and the end wall alike
+    look = rng.integers(2**63)  # the same for the front and the end wall
     front = facade(np.random.default_rng(look), far - near, house.height, scale)
     outline = _draw_roof(canvas, rng, light, house, front[0, 0]) if rng.random() < 0.6 else []
     if house.free:

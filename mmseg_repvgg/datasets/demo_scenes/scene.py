@@ -1,4 +1,4 @@
-"""Put a scene together: camera, street, what stands on it, and the light over all of it."""
+"""Composes a scene: camera, light, street and what stands on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmseg_repvgg.datasets.demo_scenes.vehicles import (
     draw_car,
 )
 
-_FAR = 28.0  # depth from which on nothing is put on the street
+_FAR = 28.0  # largest depth of trees, lamps, signs and lanes of cars
 
 
 class _Thing(NamedTuple):
@@ -30,7 +30,7 @@ class _Thing(NamedTuple):
 
     z: float
     draw: Callable[..., None]
-    where: tuple[Any, ...]  # what ``draw`` takes besides canvas, rng and light
+    where: tuple[Any, ...]  # the arguments of ``draw`` after canvas, rng and light
 
 
 def compose_scene(
@@ -39,7 +39,7 @@ def compose_scene(
     """Draw one street scene.
 
     Args:
-        rng: the only source of chance; the same state gives the same scene.
+        rng: the only source of randomness; the same state gives the same scene.
         width: of the picture in pixels.
         height: of the picture in pixels.
 
@@ -92,7 +92,7 @@ def _furniture(rng: np.random.Generator, camera: Camera, street: Street) -> list
 
 
 def _traffic(rng: np.random.Generator, camera: Camera, street: Street) -> list[_Thing]:
-    """Place cars in both lanes, at the curbs and in the side street, and mostly one bus."""
+    """Place cars in both lanes, at the curbs and in the side street, and usually one bus."""
     lanes = [(0.0, 0.0, 6.0, 18.0), (2 * street.middle, np.pi, 3.0, 18.0)]  # x, heading, gaps
     for side in street.sides:
         if side.parking:
@@ -146,7 +146,7 @@ def _draw_bonnet(canvas: Canvas, rng: np.random.Generator, light: Light) -> None
 
 
 def _develop(canvas: Canvas, rng: np.random.Generator, light: Light) -> np.ndarray:
-    """Add haze, lens and sensor to the picture, and return it as (H, W, 3), uint8."""
+    """Add effects of haze, lens and sensor to the picture; return it as (H, W, 3), uint8."""
     height, width = canvas.depth.shape
     haze = 1 - np.exp(-canvas.depth / np.float32(np.exp(rng.uniform(np.log(200), np.log(1200)))))
     haze[canvas.depth > 5e3] = 0

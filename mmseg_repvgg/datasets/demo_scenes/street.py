@@ -1,4 +1,4 @@
-"""What is drawn before anything is painted: the light, and the widths of the street in metres."""
+"""Samples the light and the layout of the street, in metres."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Light:
 
     Attributes:
         sun: unit vector (x, y, z) from the street to the sun.
-        direct: strength of the sun against the light of the sky, 0 (overcast) to about 0.5.
+        direct: strength of the sun relative to the light of the sky, 0 (overcast) to about 0.5.
         sky_top: RGB of the sky high up.
         sky_low: RGB of the sky at the horizon, which is also the colour of the haze.
         clouds: share of the sky that is clouds, 0 to 1.
@@ -42,7 +42,7 @@ class Side:
 
     sign: int  # -1 left, 1 right
     curb: float  # where the road ends
-    walk: float  # where the grass beside the road ends and the sidewalk begins
+    walk: float  # where the grass along the road ends and the sidewalk begins
     garden: float  # where the sidewalk ends and the front gardens begin
     front: float  # where the buildings stand
     parking: bool  # whether cars may stand at the curb
@@ -70,14 +70,14 @@ class Street:
         return (self.crossing or 0.0) + 9.5
 
     def at_crossing(self, near: float, far: float) -> bool:
-        """Say whether something from ``near`` to ``far`` would block the side street."""
+        """Return whether something from ``near`` to ``far`` would block the side street."""
         if self.crossing is None:
             return False
         return near < self.crossing + 8 and far > self.crossing - 2
 
 
 def sample_light(rng: np.random.Generator) -> Light:
-    """Draw a time of day and a weather."""
+    """Sample a time of day and the weather."""
     tops = [[0.25, 0.47, 0.82], [0.45, 0.62, 0.85], [0.62, 0.67, 0.73], [0.42, 0.45, 0.62]]
     lows = [[0.74, 0.84, 0.94], [0.86, 0.88, 0.88], [0.80, 0.82, 0.84], [0.95, 0.76, 0.58]]
     direct = [(0.2, 0.4), (0.15, 0.3), (0.0, 0.08), (0.1, 0.25)]
@@ -94,7 +94,7 @@ def sample_light(rng: np.random.Generator) -> Light:
 
 
 def sample_street(rng: np.random.Generator) -> Street:
-    """Draw the widths of road, sidewalks and gardens. The camera drives on the right."""
+    """Sample the widths of road, sidewalks and gardens. The camera drives on the right."""
     lane, urban = rng.uniform(2.7, 3.4), rng.random()
     middle = -lane / 2
     sides = []

@@ -21,7 +21,7 @@ def noise(
     """Return smooth noise, (height, width), of mean 0 and about unit spread.
 
     Args:
-        rng: where the numbers are drawn from.
+        rng: source of the numbers.
         height: in pixels.
         width: in pixels.
         grains: sizes, in pixels, of the blotches that are summed.
@@ -43,7 +43,7 @@ def jitter(rng: np.random.Generator, colour: object, spread: float) -> np.ndarra
 
 
 def muted(rng: np.random.Generator) -> np.ndarray:
-    """Return any RGB colour, drawn towards its grey as paint and cloth mostly are."""
+    """Return a random RGB colour, muted like most paint and cloth."""
     colour = rng.uniform(0.06, 0.9, size=3)
     return (colour + rng.uniform(0.1, 0.6) * (colour.mean() - colour)).astype(np.float32)
 

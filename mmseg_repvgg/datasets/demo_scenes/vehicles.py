@@ -67,13 +67,13 @@ class Pose:
 
 
 class _Body:
-    """An extruded profile, painted face by face: the far ones first, those turned away not at all.
+    """An extruded profile, painted face by face from far to near; hidden faces are skipped.
 
     Attributes:
-        faces: what is seen of the strips between the edges, by edge: the corners in the picture,
-            from the upper left clockwise, and the brightness.
-        sides: brightness of the sides that are seen, by side: 1 left, -1 right.
-        outline: all polygons painted, in pixels.
+        faces: the visible strips between the edges, by edge: corners in the picture, clockwise from
+            the upper left, and brightness.
+        sides: brightness of the visible sides, by side: 1 left, -1 right.
+        outline: all painted polygons, in pixels.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class _Body:
                 self.sides[side] = light.on(_normal(points))
 
     def _street(self, points: np.ndarray, side: int) -> np.ndarray:
-        """Return points, (N, 2) of (l, y), of a side in street coordinates, (N, 3)."""
+        """Convert points of a side, (N, 2) of (l, y), to street coordinates, (N, 3)."""
         lean = 0.2 * np.clip((points[:, 1] - self.waist) / (self.top - self.waist), 0, 1)
         return self.pose.street(np.column_stack([points, side * self.half * (1 - lean)]))
 
     def fill(self, polygon: np.ndarray, colour: np.ndarray) -> None:
-        """Paint a polygon of the picture and take it into the outline."""
+        """Paint a polygon of the picture and add it to the outline."""
         self.canvas.fill(polygon, np.minimum(colour, 1))
         self.outline.append(polygon)
 
     def fill_side(self, points: object, colour: np.ndarray) -> None:
-        """Paint a piece, (N, 2) of (l, y), of whichever side is seen."""
+        """Paint a part, (N, 2) of (l, y), of the visible sides."""
         for side, bright in self.sides.items():
             street = self._street(np.asarray(points), side)
             self.fill(self.canvas.camera.project(street), colour * bright)
@@ -121,7 +121,7 @@ class _Body:
     def on_face(
         self, edge: int, box: tuple[float, float, float, float], colour: np.ndarray
     ) -> list[np.ndarray]:
-        """Paint a box (left, top, right, bottom) in fractions of a face; return what is seen."""
+        """Paint a box (left, top, right, bottom) in fractions of a face; return its visible parts."""
         if edge not in self.faces:
             return []
         corners, bright = self.faces[edge]
@@ -131,7 +131,7 @@ class _Body:
         return [polygon]
 
     def wheels(self, positions: tuple[float, ...], radius: float) -> None:
-        """Paint wheels on the side turned to the camera."""
+        """Paint wheels on the visible sides."""
         angle = np.linspace(0, 2 * np.pi, 14, endpoint=False)
         circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius
         for along in positions:
@@ -164,12 +164,12 @@ class _Body:
 
 
 def _is_seen(polygon: np.ndarray) -> bool:
-    """Say whether a polygon is clockwise in the picture, as those turned to the camera are."""
+    """Return whether a polygon faces the camera: it is then clockwise in the picture."""
     return cv2.contourArea(polygon.astype(np.float32), oriented=True) > 0
 
 
 def _normal(points: np.ndarray) -> np.ndarray:
-    """Return the unit normal of a polygon, (N, 3), towards where it is clockwise (Newell)."""
+    """Return the unit normal of a polygon, (N, 3), on its clockwise side (Newell)."""
     (x, y, z), (u, v, w) = points.T, np.roll(points, -1, axis=0).T
     normal = np.array([y @ w - z @ v, z @ u - x @ w, x @ v - y @ u])
     return normal / (np.linalg.norm(normal) + 1e-9)
