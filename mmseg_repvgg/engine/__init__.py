@@ -1,4 +1,4 @@
-"""What runs in mmengine's Runner, and the launching of it."""
+"""Hooks and wrappers for mmengine's Runner, and functions that launch it."""
 
 from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
 from mmseg_repvgg.engine.cpu_amp import CpuAmpOptimWrapper

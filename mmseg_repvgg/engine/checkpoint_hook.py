@@ -20,14 +20,13 @@ BACKEND = 'mmseg_repvgg_atomic'
 
 @register_backend(BACKEND, force=True)
 class AtomicFileBackend(LocalBackend):
-    """mmengine's local files, but that a file appears under its name when it is complete.
+    """mmengine's LocalBackend, except that a file appears only when it is complete.
 
-    LocalBackend writes in place: who is stopped meanwhile leaves half a file, and has lost the old
-    one.
+    LocalBackend writes in place: an interruption leaves half a file and loses the old one.
     """
 
     def __init__(self) -> None:
-        self._put_off: list[str] | None = None
+        self._postponed: list[str] | None = None
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
@@ -40,38 +39,38 @@ class AtomicFileBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove a file; in :meth:`removals_put_off` at its end."""
-        if self._put_off is None:
+        """Remove a file; within :meth:`removals_put_off`, at its end."""
+        if self._postponed is None:
             Path(filepath).unlink()
         else:
-            self._put_off.append(str(filepath))
+            self._postponed.append(str(filepath))
 
     @contextmanager
     def removals_put_off(self) -> Iterator[None]:
-        """Remove what is to be removed at the end of the block, and nothing after an exception."""
+        """Postpone removals to the end of the block; after an exception nothing is removed."""
         files: list[str] = []
-        self._put_off = files
+        self._postponed = files
         try:
             yield
         finally:
-            self._put_off = None
+            self._postponed = None
         for file in files:
             Path(file).unlink(missing_ok=True)
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, but that a kill or a full disk does no harm at any time.
+    """mmengine's CheckpointHook, except that a kill or a full disk never does harm.
 
-    * Files appear under their names when they are complete.
-    * An outdated or surpassed checkpoint is removed when its successor is there; mmengine removes
-      first, so that with ``max_keep_ckpts=1`` a failure to save leaves none.
+    * Files appear only when they are complete.
+    * An outdated checkpoint, or one that is no longer the best, is removed after the new one is
+      written. mmengine removes it before, so with ``max_keep_ckpts=1`` a failed save leaves none.
     * ``last_checkpoint`` is replaced, not overwritten.
 
-    Checkpoints that go to other places than local files are written as mmengine writes them.
+    Checkpoints that are not local files are written as mmengine writes them.
 
     Args:
-        *args: As of :class:`mmengine.hooks.CheckpointHook`.
+        *args: As for :class:`mmengine.hooks.CheckpointHook`.
         **kwargs: As there.
 
     Raises:
@@ -81,7 +80,7 @@ class SafeCheckpointHook(CheckpointHook):
     backend_args: dict[str, Any] | None
 
     def before_train(self, runner: Runner) -> None:
-        """Choose how files are written, and remove what an interrupted training left."""
+        """Choose how files are written, and remove incomplete files of an interrupted training."""
         folder = self.out_dir or runner.work_dir
         args = self.backend_args, self.file_client_args
         if args == (None, None) and type(get_file_backend(folder)) is LocalBackend:
@@ -100,7 +99,7 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        """mmengine's, in another order."""
+        """As in mmengine, but outdated checkpoints are removed last."""
         outdated = self._keep(runner, step)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -123,16 +122,16 @@ class SafeCheckpointHook(CheckpointHook):
         for path in outdated:
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):  # as DeepSpeed saves
+            elif self.file_backend.isdir(path):  # from DeepSpeed
                 self.file_backend.rmtree(path)
 
     def _keep(self, runner: Runner, step: int) -> list[str]:
-        """Count a step among those to keep; the checkpoints that are outdated by it."""
+        """Add a step to those to keep; return the checkpoints that it makes outdated."""
         if self.max_keep_ckpts <= 0 or step in list(self.keep_ckpt_ids)[-1:]:
-            return []  # the best one may be saved in the same step
+            return []  # a new best score saves the same step again
         steps = [*self.keep_ckpt_ids, step]
         first = max(len(steps) - self.max_keep_ckpts, 0)
-        self.keep_ckpt_ids.extend([step])  # drops the first by its length
+        self.keep_ckpt_ids.extend([step])  # a deque, which drops the first
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         names = [self.filename_tmpl.format(old) for old in steps[:first]]
         return [self.file_backend.join_path(self.out_dir, name) for name in names]

@@ -1,4 +1,4 @@
-"""What a config and a runner's hooks are of, as far as this package asks."""
+"""The types of config settings and of a runner's hooks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mmengine.runner import Runner
 
 
 def type_name(settings: Mapping[str, Any], default: str = '') -> str:
-    """The name of the class that settings are for.
+    """Return the name of the class that settings are for.
 
     Args:
-        settings: With a ``type``: a name, a name with a scope or module before it, or, as in
-            mmengine's pure Python configs, the class.
-        default: What it is where there is no type.
+        settings: Their ``type`` is a name, with or without a scope or module, or the class (in
+            mmengine's pure Python configs).
+        default: The name if there is no type.
     """
     kind = settings.get('type') or default
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
@@ -23,5 +23,5 @@ def type_name(settings: Mapping[str, Any], default: str = '') -> str:
 
 
 def acts(hook: Hook, runner: Runner) -> bool:
-    """Whether a hook is the first of its type in a runner: the same one twice acts once."""
+    """Whether a hook is the first of its type in a runner; further ones do nothing."""
     return next((other for other in runner.hooks if type(other) is type(hook)), hook) is hook

@@ -15,13 +15,13 @@ from torch import nn
 class CpuAmpOptimWrapper(OptimWrapper):
     """Forward and losses under bfloat16 autocast; weights, gradients and steps in float32.
 
-    mmengine's ``AmpOptimWrapper`` refuses to be built where there is no GPU. What it would add on
-    the CPU is a loss scale, which bfloat16, with the exponents of float32, does not need. So the
-    optimizer's states are those of ``OptimWrapper``, and either resumes what the other saved.
+    mmengine's ``AmpOptimWrapper`` cannot be built without a GPU. Its loss scale is not needed here:
+    bfloat16 has the exponents of float32. So the optimizer's states are those of ``OptimWrapper``,
+    and each can resume from checkpoints of the other.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast, besides what gradient accumulation needs."""
+        """Add autocast to the context that gradient accumulation needs."""
         with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
             yield

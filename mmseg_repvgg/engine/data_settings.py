@@ -1,4 +1,4 @@
-"""The data sets of a config, and what can be said of them before anything is built."""
+"""Finds the data sets of a config, and checks them before anything is built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmseg_repvgg.checks import check_crops
 
 
 def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]]:
-    """The settings of each data set within wrappers (``ConcatDataset``), with their dotted keys."""
+    """Yield the dotted key and settings of each data set, also in wrappers (``ConcatDataset``)."""
     if not isinstance(settings, Mapping):
         return
     inner = [(f'{where}.dataset', settings.get('dataset'))]
@@ -27,13 +27,13 @@ def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Say what to do about a data folder that is not there, before anything is built.
+    """Check that the data folders exist, before anything is built.
 
-    Folders that are not on this machine's disks (``s3://...``) are not looked for.
+    Remote folders (``s3://...``) are not checked.
 
     Raises:
-        FileNotFoundError: Naming the folder, the option that sets it and how it is made.
-        ValueError: If a transform crops to no size.
+        FileNotFoundError: If one is missing; the message names it, its option and how to make it.
+        ValueError: If the ``crop_size`` of a transform is invalid.
     """
     for loader in loaders:
         for key, dataset in data_sets((cfg.get(loader) or {}).get('dataset')):

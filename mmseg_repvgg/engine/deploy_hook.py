@@ -27,19 +27,19 @@ from mmseg_repvgg.reparam.equivalence import (
 from mmseg_repvgg.reparam.rewrites import check_names, default_names, deployed_copy, describe
 
 CHECK_SIZE = 513
-"""Height and width in pixels up to which an image is cropped for the check."""
+"""The check crops an image to at most this height and width, in pixels."""
 
 
 @HOOKS.register_module()
 class RepVGGDeployHook(Hook):
     """Validate and test a rewritten copy of the current weights.
 
-    ``runner.model`` is never replaced, so that training, checkpoints and other hooks are bit for
-    bit those without this hook. In an evaluation, every ``val_step`` and ``test_step`` of the model
-    runs that of a copy in deployed form instead. The copy is made on the first batch, from the
-    weights that the model has then (those of ``EMAHook``, for example); both forms are compared on
-    that batch: the numbers of fused places and the largest difference are logged, and past the
-    tolerance the run stops.
+    ``runner.model`` is never replaced, so training, checkpoints and other hooks are bit for bit the
+    same as without this hook. In an evaluation, ``val_step`` and ``test_step`` of the model run on
+    a copy in deployed form. The copy is made on the first batch, from the current weights of the
+    model (those of ``EMAHook``, for example). Both forms are compared on that batch: the counts of
+    rewrites and the largest difference are logged, and a difference above the tolerance stops the
+    run.
 
     Args:
         rewrites: Names of the rewrites (:data:`mmseg_repvgg.reparam.REWRITES`); by default those
@@ -48,9 +48,8 @@ class RepVGGDeployHook(Hook):
             dtype, 1e-4 for float32.
 
     Raises:
-        ValueError: On unknown rewrites, or when there is nothing to fuse, or shards of the weights
-            only.
-        EquivalenceError: When the deployed form is not equal.
+        ValueError: On unknown rewrites, if there is nothing to fuse, or if the weights are sharded.
+        EquivalenceError: If the deployed form is not equal.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class RepVGGDeployHook(Hook):
         self.rewrites = None if rewrites is None else check_names(rewrites)
         check_tolerance(tolerance)
         self.tolerance = tolerance
-        # by runner, for one hook may be given to several
+        # by runner, because several may share a hook
         self._deployed: WeakKeyDictionary[Runner, nn.Module] = WeakKeyDictionary()
 
     def before_train(self, runner: Runner) -> None:
@@ -71,20 +70,20 @@ class RepVGGDeployHook(Hook):
             fusible_blocks(runner.model)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Forget the copy of an evaluation that an exception ended."""
+        """Free the copy of an evaluation that an exception ended."""
         self._deployed.pop(runner, None)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """As before a validation."""
+        """Free the copy of an evaluation that an exception ended."""
         self._deployed.pop(runner, None)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Have the next ``val_step`` of the model run in deployed form."""
-        self._shadow(runner, 'val_step')
+        """Make the next ``val_step`` of the model run in deployed form."""
+        self._replace_next_call(runner, 'val_step')
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Have the next ``test_step`` of the model run in deployed form."""
-        self._shadow(runner, 'test_step')
+        """Make the next ``test_step`` of the model run in deployed form."""
+        self._replace_next_call(runner, 'test_step')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Free the copy."""
@@ -94,8 +93,8 @@ class RepVGGDeployHook(Hook):
         """Free the copy."""
         self._deployed.pop(runner, None)
 
-    def _shadow(self, runner: Runner, step: str) -> None:
-        """Put a function before a method of the model; it takes itself away when it is called."""
+    def _replace_next_call(self, runner: Runner, step: str) -> None:
+        """Replace a method of the model for one call, which runs the deployed copy."""
         _refuse_shards(runner.model)
         model, hidden = runner.model, vars(runner.model).get(step)
         if hasattr(hidden, 'is_of_deploy_hook'):
@@ -148,7 +147,7 @@ def _without_tta(model: Any) -> nn.Module:
 def _first_image(model: Any, data_batch: Any) -> Tensor:
     """The batch's first image, preprocessed, cropped to CHECK_SIZE: (1, C, H, W).
 
-    A batch of another kind (several views of an image, for example) gives random images.
+    For a batch of another kind (several views of an image, for example), random images.
     """
     inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
     is_views = isinstance(inputs, Sequence) and not isinstance(inputs[0], Tensor)

@@ -24,8 +24,8 @@ def prepare_for_cpu(cfg: Config, launcher: str) -> None:
     """On a machine without a GPU, let a config run in the processes of a launcher.
 
     The process group is joined here, with gloo: mmengine's ``init_dist`` calls
-    ``torch.cuda.set_device``, which raises where there is no GPU. And mmengine's Runner gives
-    ``DistributedDataParallel`` the number of a GPU unless the config says which devices to use.
+    ``torch.cuda.set_device``, which raises without a GPU. mmengine's Runner also passes the number
+    of a GPU to ``DistributedDataParallel``, so the config gets a wrapper that ignores it.
 
     Args:
         cfg: The config, which is changed.
@@ -36,7 +36,7 @@ def prepare_for_cpu(cfg: Config, launcher: str) -> None:
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
-        broadcast_buffers=False,  # both as mmengine does where the config says nothing
+        broadcast_buffers=False,  # both are the defaults of mmengine
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     if type_name(wrapper, 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
@@ -51,13 +51,13 @@ def prepare_for_cpu(cfg: Config, launcher: str) -> None:
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's wrapper for models on CPUs.
 
-    Their SyncBatchNorms, which PyTorch has for GPUs only, synchronise too. ``device_ids``, which
-    mmengine's Runner gives to every wrapper of this kind, are numbers of GPUs and not used.
+    Their SyncBatchNorms, which PyTorch supports on GPUs only, synchronise too. mmengine's Runner
+    passes ``device_ids`` to every wrapper of this kind: numbers of GPUs, which are not used.
 
     Args:
         module: The model.
         device_ids: Not used.
-        **kwargs: As of :class:`torch.nn.parallel.DistributedDataParallel`.
+        **kwargs: As for :class:`torch.nn.parallel.DistributedDataParallel`.
     """
 
     def __init__(self, module: nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
@@ -69,12 +69,12 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 
 def sync_on_cpu(model: nn.Module) -> int:
-    """Let a model's SyncBatchNorms, which PyTorch has for GPUs only, synchronise on CPUs.
+    """Let a model's SyncBatchNorms, which PyTorch supports on GPUs only, synchronise on CPUs.
 
-    Modules and parameters stay the same objects, so that a wrapper or an optimizer may hold them.
+    Modules and parameters stay the same objects, so wrappers and optimizers may hold them.
 
     Returns:
-        How many there are.
+        The number of SyncBatchNorms.
     """
     found: list[Any] = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
     for module in found:
@@ -86,8 +86,8 @@ class CPUSyncBatchNorm(_BatchNorm):
     """Statistics over the whole batch of all processes, for tensors on CPUs.
 
     ``nn.SyncBatchNorm`` refuses them ("expected input tensor to be on GPU"), and
-    ``DistributedDataParallel`` refuses models on CPUs that have one, so that this is none. Like
-    ``nn.SyncBatchNorm`` it computes in float32 for inputs of half precision.
+    ``DistributedDataParallel`` refuses models on CPUs that have one, so this is not a subclass.
+    Like ``nn.SyncBatchNorm`` it computes in float32 for inputs of half precision.
     """
 
     process_group: distributed.ProcessGroup | None
@@ -105,11 +105,11 @@ class CPUSyncBatchNorm(_BatchNorm):
         others = [dim for dim in range(input.dim()) if dim != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         local = input.new_tensor([input.numel() // input.shape[1]])
-        # the variance in a second pass: a mean of squares minus a square of means cancels
-        sums = _Sum.apply(torch.cat([input.sum(others), local]), group)
+        # a second pass for the variance: E[x^2] - E[x]^2 would lose digits
+        sums = _AllReduceSum.apply(torch.cat([input.sum(others), local]), group)
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
         centred = input - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(others), group) / count
+        variance = _AllReduceSum.apply(centred.square().sum(others), group) / count
         if self.track_running_stats:
             self._update(mean.detach(), (variance * count / (count - 1)).detach())
         output = centred * (variance + self.eps).rsqrt().view(shape)
@@ -131,13 +131,13 @@ class CPUSyncBatchNorm(_BatchNorm):
         buffers.running_var.lerp_(variance.to(buffers.running_var.dtype), share)
 
 
-PLAIN_FORWARDS.add(CPUSyncBatchNorm.forward)  # it can be fused as any other
+PLAIN_FORWARDS.add(CPUSyncBatchNorm.forward)  # so that it can be fused
 
 
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over the processes; its gradient is the sum of theirs.
+class _AllReduceSum(torch.autograd.Function):
+    """The sum of a tensor over all processes; backward sums the gradients.
 
-    ``torch.distributed.nn.functional`` has it, and is deprecated in favour of a private module.
+    The version in ``torch.distributed.nn.functional`` is deprecated in favour of a private module.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""LabelCheckHook: no label image with unknown ids, or of another size, is used."""
+"""LabelCheckHook: refuses label maps with unknown ids or of the wrong size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmseg_repvgg.engine.label_readers import (
 SHOWN = 5
 """How many ids an error lists."""
 BATCHES_BEFORE_WARNING = 10
-"""After so many training batches the hook says so if all labels are 0 or ignored."""
+"""Training batches after which the hook warns if all labels are 0 or ignored."""
 FIX = (
     'Convert the labels (Cityscapes: tools/prepare_cityscapes.py --force), or set num_classes and '
     'ignore_index of the heads and ignore_index of the evaluators'
@@ -30,20 +30,20 @@ FIX = (
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
-    """Refuse labels that the heads or the metrics do not know, naming the file.
+    """Refuse labels that the heads or the metrics do not know; the error names the file.
 
-    Without it unknown ids end a training on the GPU with a device-side assert, which names nothing
-    and leaves the GPU unusable, and give wrong scores in an evaluation. It looks at the labels of
-    every batch as they come out of the pipeline, and at the value they are padded with: some
-    milliseconds. A training must fit every head; an evaluation the decode head and every metric
-    that has an ``ignore_index``. Data without label maps are not looked at.
+    Without this hook, unknown ids stop training on a GPU with a device-side assert that names no
+    file and leaves the GPU unusable, and they give wrong scores in an evaluation. The hook checks
+    the labels of every batch after the pipeline, and the value they are padded with. This takes
+    some milliseconds. In training, labels must fit every head; in an evaluation, the decode head
+    and every metric with an ``ignore_index``. Data without label maps are not checked.
 
-    It warns if a head has another number of classes than the data set has names, and if all labels
-    are 0 or ignored, like masks of 0 and 255.
+    It warns if a head's number of classes differs from the number of class names in the data set,
+    and if all labels are 0 or ignored, as in masks of 0 and 255.
 
     Raises:
-        ValueError: On an id that is no class and not ignored, or a label map that does not fit its
-            image.
+        ValueError: On an id that is neither a class nor ignored, or a label map that does not fit
+            its image.
     """
 
     priority = 'VERY_HIGH'
@@ -75,7 +75,7 @@ class LabelCheckHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check ids, sizes and padding."""
         readers = training_readers(runner.model)
-        samples = _labelled(data_batch)
+        samples = _labelled_samples(data_batch)
         if not readers or not samples or not acts(self, runner):
             return
         images = data_batch['inputs']
@@ -118,7 +118,7 @@ class LabelCheckHook(Hook):
     def _check_evaluation(self, runner: Runner, loop: Any, data_batch: Any) -> None:
         readers = evaluation_readers(runner.model, loop)
         if readers and acts(self, runner):
-            samples = _labelled(data_batch)
+            samples = _labelled_samples(data_batch)
             for sample in samples:
                 # images are resized, labels keep the original size
                 _check_size(sample, sample.metainfo.get('ori_shape'))
@@ -149,8 +149,8 @@ class LabelCheckHook(Hook):
             )
 
 
-def _labelled(data_batch: Any) -> list[Any]:
-    """The samples of a batch that have a label map; those of test-time augmentation once."""
+def _labelled_samples(data_batch: Any) -> list[Any]:
+    """Return a batch's samples that have a label map; with test-time augmentation, each once."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     if not isinstance(samples, list):
         return []
@@ -168,7 +168,7 @@ def _check_size(sample: Any, size: Sequence[int] | None) -> None:
     if shape != (1, *(size or shape[-2:])):
         raise ValueError(
             f'{_file(sample)} gives labels of the shape {shape} for an image of '
-            f'{tuple(size or ())}; a label map is one channel as large as its image'
+            f'{tuple(size or ())}; a label map must be one channel as large as its image'
         )
 
 
@@ -181,19 +181,19 @@ def _ids(labels: Tensor) -> list[int]:
 
 
 def _check_padding(model: Any, images: Any, readers: Sequence[LabelReader]) -> None:
-    """Refuse a value that mmseg's preprocessor pads labels with, if it pads and none knows it."""
+    """Raise if mmseg's preprocessor pads labels with a value that a head does not know."""
     preprocessor = getattr(model, 'data_preprocessor', None)
     value = getattr(preprocessor, 'seg_pad_val', None)
     unknown = [reader for reader in readers if value is not None and not reader.knows(value)]
     if unknown and _is_padded(preprocessor, [tuple(image.shape[-2:]) for image in images]):
         raise ValueError(
             f'data_preprocessor pads labels with seg_pad_val={value}; {unknown[0]}. Set '
-            'seg_pad_val to what the heads ignore'
+            'seg_pad_val to the ignore_index of the heads'
         )
 
 
 def _is_padded(preprocessor: Any, sizes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether mmseg's preprocessor pads images of some sizes, (height, width), in training."""
+    """Whether mmseg's preprocessor pads images of these sizes, (height, width), in training."""
     if preprocessor.size is not None:
         height, width = preprocessor.size[-2:]
         return any(size[0] < height or size[1] < width for size in sizes)

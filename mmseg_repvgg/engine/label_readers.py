@@ -1,4 +1,4 @@
-"""What reads label maps in a training or an evaluation, and which ids it knows."""
+"""Finds the heads and metrics that read label maps, and the ids that they know."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class LabelReader:
     Attributes:
         name: What it is called in a config.
         num_classes: How many classes it was built for.
-        num_ids: It knows the ids from 0 to ``num_ids - 1``: as many as classes, but those of a head
-            with one channel and a sigmoid are 0 and 1.
-        ignored: Ids that it leaves out.
+        num_ids: It knows the ids from 0 to ``num_ids - 1``: one per class, but at least two in a
+            metric, two in a head with one output channel and a sigmoid, one with a softmax.
+        ignored: Ids that it ignores.
     """
 
     name: str
@@ -37,20 +37,20 @@ class LabelReader:
 
 
 def training_readers(model: Any) -> list[LabelReader]:
-    """The heads that are trained on labels as the pipeline gives them."""
+    """Return the heads that are trained on the labels from the pipeline."""
     model = unwrapped(model)
     return [
         _reader_of(name, head)
         for part in ('decode_head', 'auxiliary_head')
         for name, head in _heads(model, part).items()
-        if not hasattr(head, 'boundary_threshold')  # STDCHead makes edges of the labels
+        if not hasattr(head, 'boundary_threshold')  # STDCHead is trained on edges in the labels
     ]
 
 
 def evaluation_readers(model: Any, loop: Any) -> list[LabelReader]:
-    """The head whose prediction is scored, and the metrics that compare labels with it.
+    """Return the metrics that compare labels with predictions, and the head that predicts.
 
-    A head has no say in what an evaluation ignores, unless no metric has.
+    The metrics decide what an evaluation ignores; without metrics, the head does.
     """
     metrics = [
         LabelReader(type(metric).__name__, len(names), max(len(names), 2), frozenset({ignored}))
@@ -66,7 +66,7 @@ def evaluation_readers(model: Any, loop: Any) -> list[LabelReader]:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model itself, out of wrappers for several processes and test-time augmentation."""
+    """Return the model inside wrappers for several processes and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -93,7 +93,7 @@ def _reader_of(name: str, head: Any) -> LabelReader:
 
 
 def _has_softmax_loss(head: Any) -> bool:
-    """Whether a head has mmseg's cross entropy over its channels, for which one channel is none."""
+    """Whether a head has mmseg's softmax cross entropy, where one channel means one class."""
     losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
     return any(
         type(loss).__name__ == 'CrossEntropyLoss' and not (loss.use_sigmoid or loss.use_mask)

@@ -1,4 +1,4 @@
-"""From a config file to a running mmengine Runner: what tools/train.py and tools/test.py call."""
+"""Trains and tests with mmengine's Runner from a config file, for tools/train.py and test.py."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it, or one of its ``_base_`` files, is no config, or an option does not fit.
+        ValueError: If it or one of its ``_base_`` files is not a config, or an option does not fit.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'config {path} not found; configs/ of the project holds them')
+        raise FileNotFoundError(f"config {path} not found; the project's configs are in configs/")
     try:
         cfg = Config.fromfile(str(path))
     except NameError as error:
@@ -81,8 +81,8 @@ def train(
         The runner, after training.
 
     Raises:
-        FileNotFoundError: If the data are not there.
-        ValueError: If the config is that of a fused model, or ``amp`` cannot act.
+        FileNotFoundError: If a data folder is missing.
+        ValueError: If the config is that of a fused model, or ``amp`` cannot be used.
     """
     check_model(cfg)
     if type_name(cfg.model) == 'DeployedModel':
@@ -133,19 +133,19 @@ def test(
         The metrics by name, in percent.
 
     Raises:
-        FileNotFoundError: If the data are not there.
+        FileNotFoundError: If a data folder is missing.
         ValueError: If the config lacks what an option needs, or ``checkpoint`` is exported.
     """
     if checkpoint is not None and Path(f'{checkpoint}.json').is_file():
         raise ValueError(
-            f'{checkpoint} is an exported model: say what runs it (tools/test.py --runtime), or '
+            f'{checkpoint} is an exported model: choose its runtime (tools/test.py --runtime), or '
             'give the checkpoint it was exported from'
         )
     prepare(cfg, work_dir, launcher)
     check_data(cfg, 'test_dataloader')
     cfg.load_from = checkpoint
     if show or show_dir:
-        _draw(cfg, show, show_dir, wait_time)
+        _set_drawing(cfg, show, show_dir, wait_time)
     if tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise ValueError('--tta needs tta_model and tta_pipeline in the config')
@@ -174,7 +174,7 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     writable_folder(cfg.work_dir)
     cfg.launcher = launcher
     if cfg.get('randomness'):
-        cfg.randomness.setdefault('seed', None)  # mmengine asks for it, and draws one for None
+        cfg.randomness.setdefault('seed', None)  # mmengine needs the key, and draws a seed for None
     prepare_for_cpu(cfg, launcher)
     loops = (cfg.get('val_cfg') or {}, cfg.get('test_cfg') or {})
     if get_device() == 'cpu' and any(loop.get('fp16') for loop in loops):
@@ -182,7 +182,7 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of the config: mmengine's, or the one its ``runner_type`` names."""
+    """Build the runner of a config: mmengine's, or the one named by ``runner_type``."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
@@ -193,7 +193,7 @@ def _register_once(runner: Runner, hook: Hook) -> None:
 
 
 def _check_loading(runner: Runner, required: float) -> None:
-    """Have loaded weights checked; if the config has a hook for it, all are required where 1 is."""
+    """Register a LoadCheckHook; if ``required`` is 1, it also applies to the config's own hook."""
     _register_once(runner, LoadCheckHook(required))
     for hook in runner.hooks:
         if isinstance(hook, LoadCheckHook) and required == 1:
@@ -207,7 +207,7 @@ def _set_resume(cfg: Config, resume: bool | str) -> None:
         return
     cfg.load_from = source
     if (cfg.get('randomness') or {}).get('seed') is None and Path(source).is_file():
-        # mmengine takes it from the checkpoint too, but after it has built the sampler
+        # mmengine also reads it from the checkpoint, but after building the sampler
         cfg.merge_from_dict({'randomness.seed': seed_of_checkpoint(source)})
 
 
@@ -227,7 +227,7 @@ def _use_amp(cfg: Config) -> None:
             'GPU; leave dtype out (python -m mmseg_repvgg.doctor says what PyTorch sees)'
         )
     warn_of_slow_half()
-    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of AmpOptimWrapper
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper
         wrapper.pop(key, None)
     wrapper.type = 'CpuAmpOptimWrapper'
 
@@ -241,7 +241,7 @@ def _check_amp(cfg: Config) -> None:
         )
 
 
-def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+def _set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise ValueError(
@@ -255,7 +255,7 @@ def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> No
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:
-    """Let the first of the metrics that can write predictions do it."""
+    """Let the first metric that can write predictions write them."""
     given = cfg.test_evaluator
     metrics = given if isinstance(given, (list, tuple)) else [given]
     with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:

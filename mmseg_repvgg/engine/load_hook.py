@@ -1,4 +1,4 @@
-"""LoadCheckHook: no weights are loaded silently in part, or in a naming scheme not understood."""
+"""LoadCheckHook: weights that fit only in part, or have unknown names, never load silently."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mmseg_repvgg.engine.config_types import acts
 
 @HOOKS.register_module()
 class LoadCheckHook(Hook):
-    """When a checkpoint is loaded, log how much of the model it fills, and refuse too little.
+    """Log how much of the model a loaded checkpoint fills, and refuse too little.
 
-    It fires between reading the file and filling the model, before the hooks that read the weights
-    too (``EMAHook``). Weights are found wherever training codes put them; names of the official
-    code and of timm are turned into ours, and training weights are fused for a fused model.
-    mmengine itself looks under ``state_dict`` only, loads whatever fits and warns about the rest,
-    so that a fused checkpoint in a training config would be evaluated with random weights.
+    It runs after the file is read and before the model is filled, and before other hooks that read
+    the weights (``EMAHook``). Weights are found under the usual keys of training scripts; names of
+    the official code and of timm become ours, and training weights are fused for a fused model.
+    mmengine itself reads only ``state_dict``, loads whatever fits and warns about the rest, so a
+    fused checkpoint in a training config would be evaluated with random weights.
 
     Args:
-        required: The share of the model's tensors that must be found. 1 (for a test) allows nothing
-            left over either; less (for fine-tuning) leaves heads of other classes out.
+        required: The share of the model's tensors that must be found. 1 (for a test) also forbids
+            unexpected tensors; less (for fine-tuning) allows heads for other classes.
 
     Raises:
-        CheckpointError: When it is less, or weights are NaN or infinite or a variance is negative.
+        CheckpointError: If fewer fit, weights are NaN or infinite, or a variance is negative.
     """
 
     priority = 'VERY_HIGH'
@@ -41,7 +41,7 @@ class LoadCheckHook(Hook):
         self._is_starting = False
 
     def before_run(self, runner: Runner) -> None:
-        """Note that what is loaded next may be what the config asks for."""
+        """Note that the next checkpoint may be the one that the config names."""
         self._is_starting = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class LoadCheckHook(Hook):
         runner.logger.info(check_fit(model, state, source, self.required))
 
     def _source(self, runner: Any) -> str:
-        """The file that is loaded, as far as a runner says: not in a ``load_checkpoint`` later."""
+        """Return the loaded file if the runner says it; a later ``load_checkpoint`` does not."""
         is_own = self._is_starting and not runner._has_loaded
         self._is_starting = False
         latest = find_latest_checkpoint(runner.work_dir) if is_own and runner._resume else None

@@ -1,4 +1,4 @@
-"""Resuming: what a training needs for it, and which checkpoint an interruption has left."""
+"""Makes trainings resumable, and finds the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
 from mmseg_repvgg.engine.config_types import type_name
 
 LAST = 'last_checkpoint'
-"""mmengine's file with the path of the checkpoint saved last."""
+"""mmengine's file with the path of the last saved checkpoint."""
 
 
 def make_resumable(cfg: Config) -> None:
-    """Change a config so that a training that is killed and resumed ends as an undisturbed one.
+    """Change a config so that a training that is killed and resumed ends like an uninterrupted one.
 
-    What is not mmengine's own (checkpoint hook, batch sampler) is left as it is.
+    A custom checkpoint hook or batch sampler is left as it is.
     """
     hooks = cfg.setdefault('default_hooks', {})
     hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
@@ -35,7 +35,7 @@ def make_resumable(cfg: Config) -> None:
 
 
 def _import_package(cfg: Config) -> None:
-    """Let the config that mmengine writes into the work folder work in other tools too."""
+    """Make the config import this package, so that its copy in the work folder works elsewhere."""
     given = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [given] if isinstance(given, str) else list(given)
     if 'mmseg_repvgg' not in imports:
@@ -44,31 +44,30 @@ def _import_package(cfg: Config) -> None:
 
 
 def last_complete_checkpoint(cfg: Config) -> str | None:
-    """The checkpoint that a training in the config's work folder goes on from.
+    """Find the checkpoint that a training in the config's work folder resumes from.
 
-    It is the one that ``last_checkpoint`` names. Where that file is missing, empty or names a
-    missing or damaged one, it is the newest complete training checkpoint in the folder, with a
-    warning.
+    It is the one that ``last_checkpoint`` names. If that file is missing or empty, or names a
+    missing or damaged checkpoint, it is the newest complete training checkpoint, with a warning.
 
     Args:
         cfg: The config, with its ``work_dir``.
 
     Returns:
-        Its path; None if there is none, whole or not, to begin at the first step.
+        Its path; None if there are no checkpoints, to start at the first step.
 
     Raises:
         CheckpointError: If there are checkpoints, and none is complete.
     """
     work_dir = Path(cfg.work_dir)
-    named = _named(work_dir)
-    if named is not None and named.is_dir():  # as FSDP and DeepSpeed save: a file for each process
+    named = _read_last(work_dir)
+    if named is not None and named.is_dir():  # FSDP and DeepSpeed save a file for each process
         return str(named)
-    reason = f'{work_dir / LAST} is missing or empty' if named is None else _damage(named)
+    reason = f'{work_dir / LAST} is missing or empty' if named is None else _find_damage(named)
     if not reason:
         return str(named)
     tried = [] if named is None or not named.exists() else [reason]
-    for file in _newest_first(_folders(cfg, named), but=named):
-        damage = _damage(file)
+    for file in _newest_first(_checkpoint_folders(cfg, named), but=named):
+        damage = _find_damage(file)
         if not damage:
             text = f'{reason}. Resuming from {file}, the newest complete checkpoint'
             print_log(text, logger='current', level=logging.WARNING)
@@ -89,8 +88,8 @@ def seed_of_checkpoint(path: str) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def _named(work_dir: Path) -> Path | None:
-    """What ``last_checkpoint`` says; a moved work folder's file is looked for in the folder too."""
+def _read_last(work_dir: Path) -> Path | None:
+    """Return the path in ``last_checkpoint``; in a moved work folder, the file of that name."""
     try:
         text = (work_dir / LAST).read_text(encoding='utf-8').strip()
     except (FileNotFoundError, UnicodeDecodeError):
@@ -101,8 +100,8 @@ def _named(work_dir: Path) -> Path | None:
     return moved if not Path(text).exists() and moved.exists() else Path(text)
 
 
-def _folders(cfg: Config, named: Path | None) -> set[Path]:
-    """Where checkpoints may be: the work folder, the hook's ``out_dir``, that of the last one."""
+def _checkpoint_folders(cfg: Config, named: Path | None) -> set[Path]:
+    """Return the folders to search: work folder, the hook's ``out_dir``, that of the last one."""
     work_dir = Path(cfg.work_dir)
     out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
     found = {work_dir, *([Path(out_dir) / work_dir.name] if out_dir else [])}
@@ -110,7 +109,7 @@ def _folders(cfg: Config, named: Path | None) -> set[Path]:
 
 
 def _newest_first(folders: set[Path], but: Path | None) -> Iterator[Path]:
-    """Checkpoints by the time they were written; those of the best metrics cannot be resumed."""
+    """Yield checkpoints, the newest first, without ``best_*``, which cannot be resumed."""
     files = [
         file
         for folder in folders
@@ -120,16 +119,16 @@ def _newest_first(folders: set[Path], but: Path | None) -> Iterator[Path]:
     yield from sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 
-def _damage(file: Path) -> str:
-    """Why a training cannot be resumed from a file, or nothing."""
+def _find_damage(file: Path) -> str:
+    """Return the reason why a file cannot be resumed from, or an empty string."""
     lacking = []
     try:
         checkpoint = read_checkpoint(file)
         lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
-        with zipfile.ZipFile(file) as archive:  # torch does not look at the check sums
+        with zipfile.ZipFile(file) as archive:  # read_checkpoint ignores the checksums
             damaged = archive.testzip()
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         return str(error)
     if damaged is not None:
-        return f'{file} is damaged: the check sum of {damaged} is wrong'
-    return f'{file} is no training checkpoint: it lacks {", ".join(lacking)}' if lacking else ''
+        return f'{file} is damaged: the checksum of {damaged} is wrong'
+    return f'{file} is not a training checkpoint: it lacks {", ".join(lacking)}' if lacking else ''

@@ -121,7 +121,7 @@ class _Body:
     def on_face(
         self, edge: int, box: tuple[float, float, float, float], colour: np.ndarray
     ) -> list[np.ndarray]:
-        """Paint a box (left, top, right, bottom) in fractions of a face; return its visible parts."""
+        """Paint a box (left, top, right, bottom) in fractions of a face; return what is visible."""
         if edge not in self.faces:
             return []
         corners, bright = self.faces[edge]
