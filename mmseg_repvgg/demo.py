@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from mmseg_repvgg.analysis.time_in_turn import median_ratio, time_in_turn
+from mmseg_repvgg.analysis.time_in_turn import paired_ratio, time_in_turn
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
@@ -149,7 +149,7 @@ def time_forms(unfused: nn.Module, fused: nn.Module, size: tuple[int, int] = (25
         dict(unfused=lambda: forward(unfused), fused=lambda: forward(fused)), repeats=15
     )
     medians = {f'{name}_ms': 1e3 * float(np.median(times)) for name, times in seconds.items()}
-    speedup = median_ratio(seconds['unfused'], seconds['fused'])
+    speedup = paired_ratio(seconds['unfused'], seconds['fused']).value
     return dict(medians, speedup=speedup, threads=torch.get_num_threads())
 
 

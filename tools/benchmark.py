@@ -28,11 +28,11 @@ def main() -> None:
         '--groups', nargs='+', metavar='NAME', help='only these groups of candidates'
     )
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these candidates')
-    parser.add_argument('--rounds', type=int, default=5, help='timed calls of each candidate')
-    parser.add_argument('--warm-up', type=int, default=1, help='calls before them')
+    parser.add_argument('--rounds', type=int, default=5, help='timed blocks of calls')
+    parser.add_argument('--warm-up', type=int, default=3, help='blocks before them')
     parser.add_argument('--threads', type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        '--time-limit', type=float, default=600, help='seconds for building, and for each call'
+        '--time-limit', type=float, default=600, help='seconds for building, and for each block'
     )
     parser.add_argument(
         '--quick', action='store_true', help='small networks, to test the benchmark itself'

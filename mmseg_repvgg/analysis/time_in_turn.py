@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 
 def time_in_turn(
@@ -35,6 +38,48 @@ def time_in_turn(
     return seconds
 
 
-def median_ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times as fast ``fast`` is: the median of the ratios round by round."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times and its 95 % confidence interval, which is NaN after a single round."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval excludes 1, which would mean equally fast."""
+        return self.low > 1 or self.high < 1
+
+    def __str__(self) -> str:
+        if self.low == self.high == 1:  # a thing compared with itself
+            return '1'
+        if math.isnan(self.low):
+            return f'{self.value:.2f} (one round)'
+        undecided = '' if self.is_decided else ', undecided'
+        return f'{self.value:.2f} ({self.low:.2f} to {self.high:.2f}{undecided})'
+
+
+def paired_ratio(slow: Sequence[float], fast: Sequence[float], scale: float = 1) -> Ratio:
+    """How many times as fast ``fast`` is, from the ratios of both times in every round.
+
+    The value is their geometric mean. The interval is Student's, of the mean of their logarithms: a
+    ratio and its inverse get the same verdict, and drift from round to round cancels.
+
+    Args:
+        slow: Seconds of every round.
+        fast: Seconds of the same rounds.
+        scale: Times the work that ``fast`` does in its time.
+
+    Raises:
+        ValueError: If there are no rounds, or not as many of both.
+    """
+    if not slow or len(slow) != len(fast):
+        raise ValueError(f'need the times of the same rounds, not {len(slow)} and {len(fast)}')
+    from scipy.stats import t
+
+    logs = np.log(scale * np.divide(slow, fast))
+    half = math.nan
+    if len(logs) > 1:
+        half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return Ratio(*(float(np.exp(logs.mean() + shift)) for shift in (0, -half, half)))

@@ -42,7 +42,8 @@ class Outcome:
     """The measurements of a candidate."""
 
     candidate: Candidate
-    seconds: list[float] = field(default_factory=list)  # of every timed call
+    calls: int = 1  # per round
+    seconds: list[float] = field(default_factory=list)  # of a call, the mean of every timed round
     info: dict[str, Any] = field(default_factory=dict)
     peak_memory: int | None = None  # bytes, of the whole process (on a GPU: allocated there)
     failure: str | None = None  # why there are no figures

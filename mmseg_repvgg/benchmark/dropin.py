@@ -185,7 +185,7 @@ def _cells(record: Record, row: Row, base: str) -> list[Any]:
         None if flops is None else f'{flops / 1e9:.1f}',
         f'{1e3 * row.median:.0f}',
         f'{100 * row.spread:.0f} %',
-        None if ratio is None else f'{ratio:.2f}',
+        None if ratio is None else str(ratio),
         None if row.agreement is None else f'{100 * row.agreement:.3f} %',
         None if row.peak_memory is None else f'{row.peak_memory / 2**20:.0f} MiB',
     ]
@@ -202,7 +202,7 @@ def plot(record: Record, path: Path) -> None:
             continue
         where = '' if runtime == 'pytorch' else f', {runtime}'
         for form in (f'{FUSED}{where}', REWRITTEN):
-            speeds = [record.ratio(f'{n}, {form}', base_of(rows), group) for n in names]
+            speeds = [record.speed(f'{n}, {form}', base_of(rows), group) for n in names]
             if any(speeds):
                 series[f'{runtime}, {form.split(",")[0]}'] = speeds
     bars(path, names, series, f'times as fast as fused {BASE}', 'Real-time networks, 512x1024')

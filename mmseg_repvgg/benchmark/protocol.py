@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
 from mmseg_repvgg.benchmark.worker import Worker, WorkerError
@@ -14,14 +16,15 @@ from mmseg_repvgg.benchmark.worker import Worker, WorkerError
 class Protocol:
     """How a benchmark is measured."""
 
-    rounds: int = 5  # timed calls of each candidate
-    warm_up: int = 1  # calls before them
+    rounds: int = 5  # timed blocks of calls of each candidate
+    warm_up: int = 3  # blocks before them
     threads: int = 1
-    time_limit: float = 600  # seconds for building, and for each call
-    pause: float = 0.2  # seconds between calls, so that threads of the last call go idle
+    time_limit: float = 600  # seconds for building, and for each block
+    pause: float = 0.2  # seconds between blocks, so that threads of the last call go idle
+    block: float = 1.0  # minimum seconds of a block: short calls are repeated
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.warm_up < 0 or self.threads < 1 or self.time_limit <= 0:
+        if min(self.rounds, self.threads, self.warm_up + 1) < 1 or self.time_limit <= 0:
             raise ValueError(
                 f'{asdict(self)}: rounds and threads must be at least 1, warm_up at least 0, '
                 'time_limit positive'
@@ -61,7 +64,8 @@ def measure(
         for round_ in range(-protocol.warm_up, protocol.rounds):
             for name in list(workers):
                 time.sleep(protocol.pause)
-                _run_step(workers, outcomes[name], _warm_up_call if round_ < 0 else _timed_call)
+                warm_up = partial(_warm_up_block, block=protocol.block)
+                _run_step(workers, outcomes[name], warm_up if round_ < 0 else _timed_block)
             say(f'round {round_ + 1} of {protocol.rounds}')
         for name in list(workers):
             _run_step(workers, outcomes[name], _finish)
@@ -71,12 +75,14 @@ def measure(
     return list(outcomes.values())
 
 
-def _warm_up_call(worker: Worker, outcome: Outcome) -> None:
-    worker.ask('call')
+def _warm_up_block(worker: Worker, outcome: Outcome, block: float) -> None:
+    """One call at first, then blocks; from each follows the number of calls of the next block."""
+    seconds = worker.ask('call', outcome.calls)
+    outcome.calls = max(1, math.ceil(block / max(seconds, 1e-6)))
 
 
-def _timed_call(worker: Worker, outcome: Outcome) -> None:
-    outcome.seconds.append(worker.ask('call'))
+def _timed_block(worker: Worker, outcome: Outcome) -> None:
+    outcome.seconds.append(worker.ask('call', outcome.calls))
 
 
 def _finish(worker: Worker, outcome: Outcome) -> None:

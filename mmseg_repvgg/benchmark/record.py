@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.analysis.time_in_turn import Ratio, paired_ratio
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.benchmark.candidate import Outcome
 from mmseg_repvgg.benchmark.protocol import Protocol
@@ -41,6 +42,7 @@ class Row:
     peak_memory: int | None  # bytes
     agreement: float | None  # share of outputs with the same class as in PyTorch
     failure: str | None
+    calls: int = 1  # per round; ``seconds`` are means over them
 
     @property
     def median(self) -> float:
@@ -100,17 +102,17 @@ class Record:
         found = (r for r in self.rows if r.name == name and group in (None, r.group))
         return next((row for row in found if row.seconds), None)
 
-    def ratio(self, name: str, reference: str, group: str | None = None) -> float | None:
-        """Speed relative to a reference: the median of the ratios round by round.
-
-        None if one of them has no figures.
-        """
+    def ratio(self, name: str, reference: str, group: str | None = None) -> Ratio | None:
+        """Speed relative to a reference; None if one of them has no figures."""
         row, base = self.row(name, group), self.row(reference, group)
         if row is None or base is None:
             return None
-        scale = row.examples / base.examples
-        pairs = zip(row.seconds, base.seconds, strict=True)
-        return statistics.median(scale * theirs / own for own, theirs in pairs)
+        return paired_ratio(base.seconds, row.seconds, row.examples / base.examples)
+
+    def speed(self, name: str, reference: str, group: str | None = None) -> float | None:
+        """The value of :meth:`ratio`."""
+        ratio = self.ratio(name, reference, group)
+        return ratio and ratio.value
 
 
 def joined(records: Sequence[Record]) -> Record:
@@ -177,6 +179,7 @@ def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
         settings=outcome.candidate.settings,
         examples=outcome.candidate.examples,
         seconds=outcome.seconds,
+        calls=outcome.calls,
         info=outcome.info,
         peak_memory=outcome.peak_memory,
         agreement=agreement,
@@ -188,13 +191,15 @@ def provenance(record: Record) -> str:
     """The text under a table: where its figures come from."""
     machine, protocol = record.machine, record.protocol
     precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
+    blocks = f' of at least {protocol["block"]:g} s' if 'block' in protocol else ''
     versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
     return (
         f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
         f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
         f'{protocol["threads"]} threads, {precision}, {protocol["warm_up"]} warm-up and '
-        f'{protocol["rounds"]} timed rounds, the models of a group in turn. Medians; ratios are '
-        f'medians of the ratios round by round. {versions}.'
+        f'{protocol["rounds"]} timed rounds{blocks}, the models of a group in turn. Times are '
+        'medians over the rounds; a ratio is the geometric mean of the ratios of every round, with '
+        f'its 95 % confidence interval: undecided where that includes 1. {versions}.'
     )
 
 

@@ -49,7 +49,7 @@ def run_benchmark(
         raise ValueError(f'unknown benchmark {name!r}; choose from {", ".join(SUITES)}')
     protocol = protocol or Protocol(threads=os.cpu_count() or 1)
     if quick:
-        protocol = replace(protocol, rounds=1, time_limit=120)
+        protocol = replace(protocol, rounds=1, warm_up=1, block=0, time_limit=120)
     suite = SUITES[name]
     chosen = _choose(suite.groups(_select_runtimes(runtimes), quick), groups, only)
     outcomes = {}

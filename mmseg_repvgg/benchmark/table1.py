@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmseg_repvgg.analysis.time_in_turn import Ratio, paired_ratio
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record, Row
@@ -37,6 +38,11 @@ def gflops(row: Row) -> float:
     return 2 * row.info['flops'] / row.median / 1e9
 
 
+def _ratio(row: Row, base: Row) -> Ratio:
+    """Operations a second relative to those of another row of its group."""
+    return paired_ratio(base.seconds, row.seconds, row.info['flops'] / base.info['flops'])
+
+
 def markdown(record: Record) -> str:
     """A row per kernel size and runtime."""
     rows: list[list[Any]] = []
@@ -45,16 +51,16 @@ def markdown(record: Record) -> str:
             rows.append([row.group, row.name, f'not measured: {row.failure}', *[None] * 4])
             continue
         base = record.row('1x1', row.group)
-        own, paper = gflops(row), PAPER[int(row.name[0])]
+        ratio = _ratio(row, base) if base else None
         rows.append(
             [
                 row.group,
                 row.name,
                 f'{row.info["flops"] / 1e9:.1f}',
                 f'{1e3 * row.median:.1f}',
-                f'{own:.0f}',
-                f'{own / gflops(base):.2f}' if base else None,
-                f'{paper / PAPER[1]:.2f}',
+                f'{gflops(row):.0f}',
+                None if ratio is None else str(ratio),
+                f'{PAPER[int(row.name[0])] / PAPER[1]:.2f}',
             ]
         )
     return markdown_table(
@@ -71,5 +77,5 @@ def plot(record: Record, path: Path) -> None:
     for group in dict.fromkeys(row.group for row in record.rows):
         found = [record.row(name, group) for name in names]
         base = found[0]
-        series[group] = [gflops(r) / gflops(base) if r and base else None for r in found]
+        series[group] = [_ratio(r, base).value if r and base else None for r in found]
     bars(path, names, series, 'theoretical FLOPS, 1x1 = 1', 'Convolutions by kernel size')

@@ -133,7 +133,7 @@ def _cells(record: Record, row: Row) -> list[Any]:
         paper.accuracy,
         f'{row.per_second:.2f}',
         f'{100 * row.spread:.0f} %',
-        None if ratio is None else f'{ratio:.2f}',
+        None if ratio is None else str(ratio),
         f'{paper.speed / PAPER[BASE].speed:.2f}',
     ]
 

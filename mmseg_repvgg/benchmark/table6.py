@@ -55,7 +55,7 @@ def markdown(record: Record) -> str:
                 accuracy,
                 f'{row.per_second:.2f}',
                 f'{100 * row.spread:.0f} %',
-                None if ratio is None else f'{ratio:.2f}',
+                None if ratio is None else str(ratio),
                 None if speed is None else f'{speed / PAPER[FULL][2]:.2f}',
             ]
         )
@@ -73,6 +73,6 @@ def plot(record: Record, path: Path) -> None:
         'paper (1080Ti), quoted': [
             PAPER[n][2] / PAPER[FULL][2] if n in PAPER else None for n in names
         ],
-        'measured, PyTorch': [record.ratio(name, FULL) for name in names],
+        'measured, PyTorch': [record.speed(name, FULL) for name in names],
     }
     bars(path, names, series, 'speed, all branches = 1', 'RepVGG-B0 by branches, before fusing')

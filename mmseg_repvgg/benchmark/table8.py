@@ -156,7 +156,7 @@ def _cells(record: Record, row: Row, base: str) -> list[Any]:
         row.name,
         f'{row.median:.2f}',
         f'{100 * row.spread:.0f} %',
-        None if ratio is None else f'{ratio:.2f}',
+        None if ratio is None else str(ratio),
         quoted,
         agreement,
         None if row.peak_memory is None else f'{row.peak_memory / 2**30:.2f} GiB',
@@ -179,7 +179,7 @@ def plot(record: Record, path: Path) -> None:
     for runtime in runtimes:
         for suffix in ('', REWRITTEN):
             series[runtime + suffix] = [
-                record.ratio(name + suffix, BASE, group_of.get((runtime, name + suffix), ''))
+                record.speed(name + suffix, BASE, group_of.get((runtime, name + suffix), ''))
                 for name in names
             ]
     bars(path, names, series, 'times as fast as fused ResNet-101', 'PSPNet, 713x713, batch 1')

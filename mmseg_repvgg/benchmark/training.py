@@ -1,7 +1,7 @@
 """The time and memory of training: our block and backbone compared with mmpretrain's.
 
-A timed call is several training steps in a row: the first step after a pause, in which another
-model ran, takes up to twice as long as the next ones.
+The first step after a pause, in which another model ran, takes up to twice as long as the next
+ones; the blocks of a second that :class:`Protocol` times hold many steps in a row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes
+from mmseg_repvgg.analysis.time_in_turn import Ratio
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.plots import bars
 from mmseg_repvgg.benchmark.record import Record
@@ -24,9 +25,6 @@ from mmseg_repvgg.models.block import RepVGGBlock
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'ours': False, 'recompute_1x1': True}
 """``recompute_1x1`` by kind; mmpretrain has no such option."""
-
-STEPS = dict(block=20, backbone=3)
-"""Training steps of a timed call."""
 
 BLOCKS: dict[str, dict[str, Any]] = {
     'A0, 1/4': dict(channels=48, size=56, batch=8),
@@ -74,10 +72,9 @@ def block(
     batch: int,
     out_channels: int | None = None,
     dilation: int = 1,
-    steps: int = STEPS['block'],
     **geometry: Any,
 ) -> Built:
-    """Training steps of one block.
+    """A training step of one block.
 
     Args:
         kind: Key of :data:`KINDS`.
@@ -86,7 +83,6 @@ def block(
         batch: Number of examples.
         out_channels: Output channels, if different.
         dilation: Dilation of the 3x3 conv.
-        steps: Steps per call.
         **geometry: ``stride`` and ``groups``.
     """
     torch.manual_seed(0)
@@ -100,20 +96,17 @@ def block(
         )
     else:
         module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=bool(KINDS[kind]), **geometry)
-    return _training_steps(module, x.requires_grad_(), steps)
+    return _training_step(module, x.requires_grad_())
 
 
-def backbone(
-    kind: str, arch: str, size: int, batch: int, steps: int = STEPS['backbone'], **settings: Any
-) -> Built:
-    """Training steps of a backbone.
+def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Built:
+    """A training step of a backbone.
 
     Args:
         kind: Key of :data:`KINDS`.
         arch: Name of the architecture.
         size: Height and width of the images.
         batch: Number of images.
-        steps: Steps per call.
         **settings: Strides and dilations.
     """
     torch.manual_seed(0)
@@ -123,11 +116,11 @@ def backbone(
         module: nn.Module = repvgg.RepVGG(arch, out_indices=(0, 1, 2, 3), **settings)
     else:
         module = DilatedRepVGG(arch, recompute_1x1=bool(KINDS[kind]), **settings)
-    return _training_steps(module, torch.randn(batch, 3, size, size), steps)
+    return _training_step(module, torch.randn(batch, 3, size, size))
 
 
-def _training_steps(module: nn.Module, x: Tensor, steps: int) -> Built:
-    """Training steps: forward, backward from random gradients of the outputs, SGD."""
+def _training_step(module: nn.Module, x: Tensor) -> Built:
+    """Forward, backward from random gradients of the outputs, SGD."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     module.train()  # mmpretrain's returns None
     module.to(device)
@@ -137,11 +130,10 @@ def _training_steps(module: nn.Module, x: Tensor, steps: int) -> Built:
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
     def call() -> None:
-        for _ in range(steps):
-            x.grad = None
-            optimizer.zero_grad()
-            torch.autograd.backward(_as_list(module(x)), gradients)
-            optimizer.step()
+        x.grad = None
+        optimizer.zero_grad()
+        torch.autograd.backward(_as_list(module(x)), gradients)
+        optimizer.step()
         if device == 'cuda':
             torch.cuda.synchronize()
 
@@ -156,9 +148,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     """A group per layer and per backbone, in PyTorch: no other runtime trains."""
     things = [(name, 'block', settings) for name, settings in BLOCKS.items()]
     things += [(name, 'backbone', settings) for name, settings in BACKBONES.items()]
-    steps = STEPS
     if quick:
-        steps = dict.fromkeys(STEPS, 1)
         things = [
             (name, builder, dict(settings, batch=2, size=64 if builder == 'backbone' else 14))
             for name, builder, settings in things[::10]
@@ -168,8 +158,8 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
             Candidate(
                 kind,
                 f'{__name__}:{builder}',
-                dict(kind=kind, steps=steps[builder], **settings),
-                settings['batch'] * steps[builder],
+                dict(kind=kind, **settings),
+                settings['batch'],
                 spins=True,  # as in training, which runs hundreds of small operations
             )
             for kind in KINDS
@@ -184,10 +174,9 @@ def kept_share(record: Record, name: str, group: str) -> float | None:
     return row.info['kept_bytes'] / base.info['kept_bytes'] if row and base else None
 
 
-def time_share(record: Record, name: str, group: str) -> float | None:
-    """Time relative to mmpretrain's."""
-    ratio = record.ratio(name, THEIRS, group)
-    return 1 / ratio if ratio else None
+def time_share(record: Record, name: str, group: str) -> Ratio | None:
+    """Time of a step relative to mmpretrain's."""
+    return record.ratio(THEIRS, name, group)
 
 
 def markdown(record: Record) -> str:
@@ -202,9 +191,9 @@ def markdown(record: Record) -> str:
             [
                 row.group,
                 row.name,
-                f'{1e3 * row.median / row.settings["steps"]:.1f}',
+                f'{1e3 * row.median:.1f}',
                 f'{100 * row.spread:.0f} %',
-                None if time is None else f'{time:.3f}',
+                None if time is None else str(time),
                 f'{row.info["kept_bytes"] / 2**20:.2f}',
                 None if kept is None else f'{kept:.3f}',
             ]
@@ -219,8 +208,11 @@ def plot(record: Record, path: Path) -> None:
     """Time and memory of our block relative to mmpretrain's."""
     names = list(dict.fromkeys(row.group for row in record.rows))
     series = {
-        f'{what}, {kind}': [share(record, kind, name) for name in names]
-        for what, share in (('time of a step', time_share), ('bytes kept', kept_share))
+        f'time of a step, {kind}': [record.speed(THEIRS, kind, name) for name in names]
+        for kind in list(KINDS)[1:]
+    }
+    series |= {
+        f'bytes kept, {kind}': [kept_share(record, kind, name) for name in names]
         for kind in list(KINDS)[1:]
     }
     bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')

@@ -46,18 +46,19 @@ class Worker:
             self._process.start()
         theirs.close()
 
-    def ask(self, command: str) -> Any:
+    def ask(self, command: str, *arguments: Any) -> Any:
         """Send a command and wait for the answer.
 
         Args:
-            command: ``build`` (returns the info), ``call`` (seconds), ``output`` (class indices or
-                None), ``memory`` (peak bytes since the build).
+            command: ``build`` (returns the info), ``call`` (mean seconds per call), ``output``
+                (class indices or None), ``memory`` (peak bytes since the build).
+            *arguments: Of ``call``: the number of calls.
 
         Raises:
             WorkerError: If the command fails, the process ends, or the time limit is exceeded.
         """
         try:
-            self._connection.send(command)
+            self._connection.send((command, *arguments))
             if not self._connection.poll(self.time_limit):
                 self.stop()
                 raise WorkerError(f'not done within {self.time_limit:g} s')
@@ -106,7 +107,7 @@ def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
     built: Any = None
     while True:
         try:
-            command = connection.recv()
+            command, *arguments = connection.recv()
         except EOFError:
             return
         try:
@@ -116,7 +117,7 @@ def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
                     resident_peak(reset=True)
                 connection.send(('done', built.info))
             else:
-                connection.send(('done', _COMMANDS[command](built)))
+                connection.send(('done', _COMMANDS[command](built, *arguments)))
         except BaseException as error:
             text = str(error).strip() or type(error).__name__
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -133,10 +134,11 @@ def _build(candidate: Candidate, threads: int) -> Any:
     return builder(**candidate.settings)
 
 
-def _call(built: Any) -> float:
+def _call(built: Any, calls: int) -> float:
     start = time.perf_counter()
-    built.call()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        built.call()
+    return (time.perf_counter() - start) / calls
 
 
 def resident_peak(reset: bool = False) -> int:

@@ -12,8 +12,8 @@ FAKES = 'tests.benchmark.fakes'
 
 def test_times_memory_and_failures():
     candidates = [
-        Candidate('half', f'{FAKES}:sleeper', dict(seconds=0.1, note='x')),
-        Candidate('one', f'{FAKES}:sleeper', dict(seconds=0.2, label=3), examples=4),
+        Candidate('half', f'{FAKES}:sleeper', dict(seconds=0.12, note='x')),
+        Candidate('one', f'{FAKES}:sleeper', dict(seconds=0.24, label=3), examples=4),
         Candidate('large', f'{FAKES}:hungry', dict(megabytes=300)),
         Candidate('small', f'{FAKES}:hungry', dict(megabytes=1)),
         Candidate('unbuilt', f'{FAKES}:failing', dict(when='building')),
@@ -21,7 +21,7 @@ def test_times_memory_and_failures():
         Candidate('killed', f'{FAKES}:failing', dict(when='killed')),
         Candidate('hanging', f'{FAKES}:failing', dict(when='hanging')),
     ]
-    protocol = Protocol(rounds=3, threads=1, time_limit=15, pause=0)
+    protocol = Protocol(rounds=3, warm_up=2, time_limit=15, pause=0, block=0.2)
     lines: list[str] = []
     outcomes = measure(candidates, protocol, lines.append)
     references = References(lambda candidate: candidates[1], protocol)
@@ -31,12 +31,15 @@ def test_times_memory_and_failures():
     half, one = record.row('half'), record.row('one')
     assert half is not None
     assert one is not None
-    assert 0.1 <= half.median < 0.15
-    assert 0.2 <= one.median < 0.25
+    assert 0.12 <= half.median < 0.16
+    assert 0.24 <= one.median < 0.29
     assert len(half.seconds) == 3
     assert half.info == {'note': 'x'}
     assert one.per_second == pytest.approx(4 / one.median)
-    assert record.ratio('half', 'one') == pytest.approx(2 / 4, rel=0.2)  # one has 4 examples
+    ratio = record.ratio('half', 'one')
+    assert ratio.value == pytest.approx(2 / 4, rel=0.2)  # one has 4 examples
+    assert ratio.low <= ratio.value <= ratio.high < 1
+    assert (half.calls, one.calls) == (2, 1)  # as many as a block of 0.2 s takes
     assert (half.agreement, one.agreement) == (pytest.approx(2 / 3), 1)
     large, small = record.row('large'), record.row('small')
     assert large is not None

@@ -69,12 +69,12 @@ def test_table_8_measures_what_it_says():
 def test_tables_by_hand():
     rows = [
         row('ResNet-101', [2.0, 4.0], agreement=1.0, peak_memory=2 << 30),
-        row('RepVGG-B2', [4.0, 16.0]),  # round by round 0.5 and 0.25 times as fast
+        row('RepVGG-B2', [4.0, 16.0]),  # in the rounds 0.5 and 0.25 times as fast: t(1) is 12.7
         row('RepVGG-B2, rewritten', [], failure='too large'),
     ]
     lines = table8.markdown(record(rows)).splitlines()
-    assert '| ResNet-101 | 3.00 | 67 % | 1.00 | 1.00 | 100.000 % | 2.00 GiB |' in lines
-    assert '| RepVGG-B2 | 10.00 | 120 % | 0.38 | 0.67 | - | - |' in lines
+    assert '| ResNet-101 | 3.00 | 67 % | 1 | 1.00 | 100.000 % | 2.00 GiB |' in lines
+    assert '| RepVGG-B2 | 10.00 | 120 % | 0.35 (0.00 to 28.90, undecided) | 0.67 | - | - |' in lines
     assert '| RepVGG-B2, rewritten | not measured: too large | - | - | - | - | - |' in lines
     first, second = dict(examples=4, group='pytorch, 1'), dict(examples=4, group='pytorch, 2')
     parts = [
@@ -82,13 +82,13 @@ def test_tables_by_hand():
         *(row('RepVGG-A0', [4.0], **second), row('ResNet-50', [4.0], **second)),
     ]
     assert table4.markdown(record(parts)).splitlines()[4:] == [  # each beside its own ResNet-50
-        '| RepVGG-A0 | 72.41 | 1.00 | 0 % | 1.00 | 4.53 |',
-        '| ResNet-50 | 76.31 | 2.00 | 0 % | 1.00 | 1.00 |',
-        '| timm/repvgg_a0 | 72.41 | 4.00 | 0 % | 2.00 | 4.53 |',
+        '| RepVGG-A0 | 72.41 | 1.00 | 0 % | 1.00 (one round) | 4.53 |',
+        '| ResNet-50 | 76.31 | 2.00 | 0 % | 1 | 1.00 |',
+        '| timm/repvgg_a0 | 72.41 | 4.00 | 0 % | 2.00 (one round) | 4.53 |',
     ]
     conv = dict(info=dict(flops=int(1e9)))
     text = table1.markdown(record([row('1x1', [1.0], **conv), row('3x3', [0.5], **conv)]))
-    assert '| pytorch | 3x3 | 1.0 | 500.0 | 4 | 2.00 | 3.83 |' in text
+    assert '| pytorch | 3x3 | 1.0 | 500.0 | 4 | 2.00 (one round) | 3.83 |' in text
     memory = dict(info=dict(map_bytes=100 << 20), peak_memory=200 << 20)
     text = figure3.markdown(record([row('plain', [1.0], **memory)]))
     assert '| plain | 200 MiB | 2.00 | 1 |' in text
@@ -151,9 +151,10 @@ def test_the_dropin_table_by_hand():
     assert '| FCN A1 | 2.50 | 3.2 | 2000 | 1000 | - | 4000 |' in lines
     assert '| FPN-64 A0 | 2.50 | 3.2 | - | 300 | - | - |' in lines
     assert '**real time, pytorch**' in lines
-    assert '| FCN A1, fused | 2.50 | 3.2 | 1000 | 0 % | 4.00 | - | - |' in lines
-    assert '| PIDNet-S, fused | 2.50 | 3.2 | 100 | 0 % | 1.00 | - | - |' in lines
-    assert '| FPN-64 A0, fused | 2.50 | 3.2 | 300 | 67 % | 0.38 | 50.000 % | - |' in lines
+    assert '| FCN A1, fused | 2.50 | 3.2 | 1000 | 0 % | 4.00 (one round) | - | - |' in lines
+    assert '| PIDNet-S, fused | 2.50 | 3.2 | 100 | 0 % | 1 | - | - |' in lines
+    ratio = '0.35 (0.00 to 28.90, undecided)'
+    assert f'| FPN-64 A0, fused | 2.50 | 3.2 | 300 | 67 % | {ratio} | 50.000 % | - |' in lines
     failed = '| FPN-64 A0, rewritten | - | - | not measured: too large | - | - | - | - |'
     assert failed in lines
 
