@@ -58,6 +58,23 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _restore_float32_precision():
+    """Undo what a test sets for the whole process, such as TF32.
+
+    PyTorch raises wherever it reads ``allow_tf32`` and its two interfaces disagree.
+    """
+    cudnn, matmul, mkldnn = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+    settings = [(cudnn, 'allow_tf32'), (matmul, 'allow_tf32')]
+    if hasattr(matmul, 'fp32_precision'):  # PyTorch 2.9 and later
+        kinds = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
+        settings += [(kind, 'fp32_precision') for kind in kinds]
+    before = [getattr(*setting) for setting in settings]
+    yield
+    for (kind, name), value in zip(settings, before, strict=True):
+        setattr(kind, name, value)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _quiet_logger() -> None:
     """Create mmengine's default logger before any test does.

@@ -35,7 +35,6 @@ def test_pytorch_runs_as_the_name_says(name):
     assert network.channels_last == ('channels_last' in name)
     assert network.tf32 == ('tf32' in name)
     assert np.mean(built.output() == expected.numpy()) > 0.98
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def test_a_gpu_adds_its_ways(monkeypatch):

@@ -125,10 +125,7 @@ def cudnn_of_ampere(monkeypatch):
         return conv2d(x, weight, *args, **kwargs)
 
     monkeypatch.setattr(nn.functional, 'conv2d', in_tf32)
-    before = torch.backends.cudnn.conv.fp32_precision  # tf32, unless another test has changed it
     torch.backends.cudnn.conv.fp32_precision = 'tf32'
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
 
 
 def test_models_are_compared_without_tf32_and_autocast(cudnn_of_ampere, monkeypatch):
@@ -162,14 +159,9 @@ def test_the_users_choice_of_precision_is_put_back(choose):
         torch.backends.mkldnn.conv,
         torch.backends.mkldnn.matmul,
     ]
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        choose()
-        chosen = [kind.fp32_precision for kind in kinds]
-        with pytest.raises(KeyError), equivalence._true_float32():
-            assert {kind.fp32_precision for kind in kinds} == {'ieee'}
-            raise KeyError  # an exception is no exception
-        assert [kind.fp32_precision for kind in kinds] == chosen
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
+    choose()
+    chosen = [kind.fp32_precision for kind in kinds]
+    with pytest.raises(KeyError), equivalence._true_float32():
+        assert {kind.fp32_precision for kind in kinds} == {'ieee'}
+        raise KeyError  # an exception is no exception
+    assert [kind.fp32_precision for kind in kinds] == chosen
