@@ -107,6 +107,8 @@ class Record:
         row, base = self.row(name, group), self.row(reference, group)
         if row is None or base is None:
             return None
+        if row is base:
+            return Ratio(1, 1, 1)
         return paired_ratio(base.seconds, row.seconds, row.examples / base.examples)
 
     def speed(self, name: str, reference: str, group: str | None = None) -> float | None:
