@@ -115,10 +115,10 @@ def test_train_fuse_and_test_a_classifier_on_a_folder_per_class(tmp_path):
     config = tmp_path / 'two_classes.py'
     config.write_text(SMALL.format(base=CONFIGS / 'repvgg_a0_120e.py', root=tmp_path / 'data'))
     log = call('train.py', config, '--work-dir', 'work', cwd=tmp_path)
-    assert 'Evaluating the deployed form: 22 RepVGG blocks, 17 3x3 convs by Winograd' in log
+    assert 'Evaluating the deployed form: 22 blocks, 17 3x3 convs by Winograd' in log
     trained = tmp_path / 'work' / 'epoch_3.pth'
     log = call('deploy_fuse.py', config, trained, 'fused.pth', cwd=tmp_path)
-    assert 'fused: 22 RepVGG blocks' in log
+    assert 'fused: 22 blocks' in log
     assert 'on 2 images: largest difference' in log
     unfused = ['--cfg-options', 'custom_hooks=[]']
     call('test.py', config, trained, '--work-dir', 'a', *unfused, cwd=tmp_path)

@@ -52,14 +52,14 @@ def options(scenes):
 def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_path):
     small = options(scenes)
     log = call('train.py', DEMO, '--work-dir', 'work', *small, cwd=tmp_path)
-    assert 'Evaluating the deployed form: 22 RepVGG blocks, 6 conv-BN pairs' in log
+    assert 'Evaluating the deployed form: 22 blocks, 6 conv-BN pairs' in log
     assert (tmp_path / 'work' / 'iter_2.pth').is_file()
     more = [*small, 'train_cfg.max_iters=3']
     log = call('train.py', DEMO, '--work-dir', 'work', '--resume', *more, cwd=tmp_path)
     assert 'resumed epoch: 0, iter: 2' in log
 
     log = call('deploy_fuse.py', DEMO, 'work/iter_3.pth', 'fused.pth', *small, cwd=tmp_path)
-    assert 'fused: 22 RepVGG blocks, 6 conv-BN pairs' in log
+    assert 'fused: 22 blocks, 6 conv-BN pairs' in log
     assert 'argmax agreement 100.0000 %' in log
     unfused = [*small, 'custom_hooks=[]']
     call('test.py', DEMO, 'work/iter_3.pth', '--work-dir', 'a', *unfused, cwd=tmp_path)

@@ -7,7 +7,7 @@ written and loads.
 
 import argparse
 
-from mmseg_repvgg.engine import launch
+from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.models import ARCHS
 from mmseg_repvgg.swap_backbone import swap_backbone
 from mmseg_repvgg.swap_backbone.stages import VARIANTS
@@ -32,7 +32,7 @@ def main() -> None:
         help='ImageNet weights: a path or URL, "published" (%(default)s) or "none"',
     )
     args = parser.parse_args()
-    with launch.user_errors('swap_backbone'):
+    with user_errors('swap_backbone'):
         print(swap_backbone(args.config, args.out, args.arch, args.variant, args.weights))
 
 

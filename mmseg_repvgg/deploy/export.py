@@ -25,6 +25,7 @@ from mmseg_repvgg.deploy.sample_images import Sample, resized
 from mmseg_repvgg.deploy.verify_export import Match, verify
 from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.reparam.other_families import fuse_method
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 
 EXPORTED = ('branches', 'batchnorm', 'dilation', 'pyramid')
@@ -219,7 +220,7 @@ def _rewrite(
     done = tuple(n for n in EXPORTED if n in cfg.model.get('rewrites', ())) if fused else ()
     if options.rewrites is None:
         names = [n for n in EXPORTED if n not in done]
-        if not any(hasattr(m, 'get_equivalent_kernel_bias') for m in reference.modules()):
+        if not any(map(fuse_method, reference.modules())):
             names = [name for name in names if name != 'branches']
     else:
         names = [name for name in _check_rewrites(options.rewrites) if name not in done]

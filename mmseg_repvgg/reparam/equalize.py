@@ -11,18 +11,17 @@ feature maps overflow or underflow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.reparam.channel_scales import FactorTracer, TracedConv
 from mmseg_repvgg.reparam.equivalence import (
-    _eval_mode,
-    _seeded,
-    _true_float32,
     difference,
     model_outputs,
     random_images,
+    repeatable_outputs,
     require_equal,
     takes_images,
     tolerance_of,
@@ -64,11 +63,11 @@ def equalize(model: nn.Module) -> int:
     images = random_images(model, SIZE)
     tracer = FactorTracer()
     with torch.no_grad():
-        before = _outputs(model, images, tracer)
+        before = repeatable_outputs(model, images, partial(_traced_outputs, tracer))
         convs = tracer.solve(before)
         exponents = _safe_exponents(convs, len(tracer.parents))
         _scale(convs, exponents)
-        after = _outputs(model, images)
+        after = repeatable_outputs(model, images)
         # if random weights overflow, both outputs must
         found = difference(*([t.nan_to_num() for t in outputs] for outputs in (before, after)))
         # nothing is rounded, but a GPU may choose other conv algorithms from run to run
@@ -92,13 +91,9 @@ def _check(model: nn.Module) -> None:
         )
 
 
-def _outputs(model: nn.Module, images: Tensor, tracer: FactorTracer | None = None) -> list[Tensor]:
-    def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
-        with tracer or torch.no_grad():
-            return model_outputs(model, images)
-
-    with _true_float32(), _eval_mode(model):
-        return _seeded(outputs_of, model, images)
+def _traced_outputs(tracer: FactorTracer, model: nn.Module, images: Tensor) -> list[Tensor]:
+    with tracer:
+        return model_outputs(model, images)
 
 
 def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:

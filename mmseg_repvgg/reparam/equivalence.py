@@ -134,8 +134,7 @@ def compare(
     if _dtype(before) in (torch.float16, torch.bfloat16):
         before, after = (copy.deepcopy(model).float() for model in (before, after))
         inputs = inputs.float() if isinstance(inputs, Tensor) else inputs
-    with torch.no_grad(), _true_float32(), _eval_mode(before, after):
-        expected, actual = (_seeded(outputs_of, model, inputs) for model in (before, after))
+    expected, actual = (repeatable_outputs(model, inputs, outputs_of) for model in (before, after))
     shapes = [[tuple(t.shape) for t in outputs] for outputs in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise EquivalenceError(f'output shapes were {shapes[0]} and are {shapes[1]} now')
@@ -188,11 +187,22 @@ def require_equal(found: Difference, tolerance: float, what: str) -> None:
         )
 
 
-def _seeded(
-    outputs_of: Callable[[Any, Any], list[Tensor]], model: nn.Module, inputs: Any
+def repeatable_outputs(
+    model: nn.Module,
+    inputs: Any,
+    outputs_of: Callable[[Any, Any], list[Tensor]] = model_outputs,
 ) -> list[Tensor]:
+    """Run a model in eval mode and true float32, without gradients, from a fixed random seed.
+
+    The mode of every module, the global random state, TF32 and autocast are restored afterwards.
+
+    Args:
+        model: Any model.
+        inputs: Its inputs; by default images (N, C, H, W).
+        outputs_of: ``(model, inputs) -> outputs``.
+    """
     devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
-    with torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), _true_float32(), _eval_mode(model), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return outputs_of(model, inputs)
 
@@ -268,10 +278,9 @@ def _input_channels(model: nn.Module) -> int:
 
 
 @contextmanager
-def _eval_mode(*models: nn.Module) -> Any:
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
+def _eval_mode(model: nn.Module) -> Any:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:

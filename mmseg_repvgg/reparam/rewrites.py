@@ -34,7 +34,7 @@ class Rewrite:
 
 
 REWRITES: dict[str, Rewrite] = {
-    'branches': Rewrite(fuse_branches, 'RepVGG blocks', ('all',)),
+    'branches': Rewrite(fuse_branches, 'blocks', ('all',)),
     'batchnorm': Rewrite(fuse_batchnorms, 'conv-BN pairs', ('all',)),
     'dilation': Rewrite(undilate, 'dilated convs', ('cpu',)),
     'pyramid': Rewrite(linearize_pyramids, 'pooling pyramids', ('cpu',)),
@@ -133,6 +133,6 @@ def _unwrap_compiled(model: Any) -> nn.Module:
 
 
 def describe(counts: dict[str, int]) -> str:
-    """For example ``28 RepVGG blocks, 7 conv-BN pairs``; rewrites without effect are left out."""
+    """For example ``28 blocks, 7 conv-BN pairs``; rewrites without effect are left out."""
     acted = {name: count for name, count in counts.items() if count} or counts
     return ', '.join(f'{count} {REWRITES[name].unit}' for name, count in acted.items())

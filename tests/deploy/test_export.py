@@ -22,6 +22,7 @@ from mmseg_repvgg.deploy.sample_images import Sample, resized
 from mmseg_repvgg.reparam import REWRITES, EquivalenceError
 from tests.common import randomise_batchnorms
 from tests.deploy.conftest import MEAN, STD
+from tests.reparam.test_other_families import MOBILEONE, segmentor_of
 
 SIZE = (49, 70)  # 7 x 9 on the map of stride 8: neither dilation divides it
 RUNTIMES_OF = dict(
@@ -160,6 +161,20 @@ def test_a_fused_checkpoint_gives_the_same(segmentor, tmp_path, scenes, before, 
     assert report.counts == counts
     assert report.info.rewrites == ('branches', 'batchnorm', 'dilation', 'pyramid')
     images = normalise(pixels(scenes))
+    assert relative(load_runtime(report.path)(images), logits(model, images)) < 1e-5
+
+
+def test_blocks_of_other_families_are_fused_by_default(segmentor, tmp_path, monkeypatch):
+    cfg = Config(dict(segmentor[0], model=segmentor_of(MOBILEONE)))
+    cfg.model.update(data_preprocessor=segmentor[0].model.data_preprocessor)
+    cfg.model.decode_head.num_classes = 19
+    model = randomise_batchnorms(MODELS.build(cfg.model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'mobileone.pth')
+    monkeypatch.setattr(export_module, '_verify', lambda *args: [])
+    report = export(cfg, tmp_path / 'mobileone.pth', tmp_path / 'm.pt2', options=Options(SIZE))
+    assert report.counts['branches'] == 13
+    assert report.info.rewrites == ('branches', 'batchnorm')
+    images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
     assert relative(load_runtime(report.path)(images), logits(model, images)) < 1e-5
 
 

@@ -294,7 +294,7 @@ def test_the_log_names_blocks_and_difference(scenes, tmp_path):
     runner = Runner.from_cfg(runner_cfg(scenes, tmp_path, log_level='INFO', experiment_name='log'))
     runner.val()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    changed = '10 RepVGG blocks, 6 conv-BN pairs, 4 dilated convs, 1 pooling pyramids, 9 3x3 convs'
+    changed = '10 blocks, 6 conv-BN pairs, 4 dilated convs, 1 pooling pyramids, 9 3x3 convs'
     assert f'Evaluating the deployed form: {changed} by Winograd; largest diff' in log
     assert 'argmax agreement' in log
     assert isinstance(runner.model.backbone.stem, RepVGGBlock)

@@ -91,8 +91,8 @@ def test_rewrites_are_chosen_by_name_in_a_fixed_order():
             check_names(wrong)
     with pytest.raises(ValueError, match='holds no RepVGG block'):
         apply_rewrites(nn.Conv2d(1, 1, 1), ['branches'])
-    assert describe({'branches': 2, 'batchnorm': 0}) == '2 RepVGG blocks'
-    assert describe({'branches': 0}) == '0 RepVGG blocks'
+    assert describe({'branches': 2, 'batchnorm': 0}) == '2 blocks'
+    assert describe({'branches': 0}) == '0 blocks'
 
 
 def test_a_copy_runs_its_own_weights_though_the_original_was_compiled():

@@ -374,7 +374,7 @@ def test_a_runner_trains_with_their_schedule_and_hook(config, factor, scenes, tm
     runner.train()
     (log,) = work_dir.glob('*/*.log')
     blocks = 1 + sum(TINY['num_blocks'])
-    assert f'Evaluating the deployed form: {blocks} RepVGG blocks' in log.read_text()
+    assert f'Evaluating the deployed form: {blocks} blocks' in log.read_text()
     scalars = [json.loads(s) for s in next(work_dir.glob('*/vis_data/scalars.json')).open()]
     rates = [s['lr'] for s in scalars if 'lr' in s]
     assert rates[0] == pytest.approx(factor * 0.01)
