@@ -31,11 +31,11 @@ def files(scenes, tmp_path):
     return tmp_path, backbone
 
 
-def load(scenes, folder, name, hook, custom_hooks=(), **backbone):
-    cfg = runner_cfg(scenes, folder / 'work', load_from=str(folder / name), log_level='INFO')
+def load(scenes, folder, name, hook, custom_hooks=(), work='work', **backbone):
+    cfg = runner_cfg(scenes, folder / work, load_from=str(folder / name), log_level='INFO')
     cfg.model.backbone.update(backbone)
     cfg.custom_hooks.extend(custom_hooks)
-    cfg.experiment_name = name  # a log of its own
+    cfg.experiment_name = f'{work}-{name}'  # a log of its own
     runner = Runner.from_cfg(cfg)
     runner.register_hook(hook)
     runner.call_hook('before_run')  # as Runner.train does
@@ -131,6 +131,6 @@ def test_the_file_that_was_loaded_is_named(scenes, files):
 def test_registered_twice_it_acts_once(scenes, files):
     folder, _ = files
     twice = [dict(type='LoadCheckHook')]
-    load(scenes, folder, 'training.pth', LoadCheckHook(), custom_hooks=twice)
-    log = next((folder / 'work').glob('*/*.log')).read_text()
+    load(scenes, folder, 'training.pth', LoadCheckHook(), custom_hooks=twice, work='twice')
+    log = next((folder / 'twice').glob('*/*.log')).read_text()
     assert log.count('tensors loaded from') == 1

@@ -30,7 +30,7 @@ for name, kwargs, parts in [
     ('arch of half a block', dict(arch=dict(TINY, num_blocks=(1.5, 1, 1, 1))), ('(1.5, 1, 1, 1)',)),
     ('arch of NaN width', dict(arch=dict(TINY, width_factor=(NAN, 1, 1, 1))), ('(nan, 1, 1, 1)',)),
     ('arch of no width', dict(arch=dict(TINY, width_factor=(0.001, 1, 1, 1))),
-     ('stages of (0, 128, 256, 512) channels', 'every stage needs one')),
+     ('stages of (0, 128, 256, 512) channels', 'every stage needs at least one')),
     ('groups that do not divide', dict(arch=dict(TINY, group_layer_map={2: 3})),
      ('groups=3 must divide the channels of the block, 8 and 8',)),
     ('groups of a layer that is not there', dict(arch=dict(TINY, group_layer_map={10: 2})),
