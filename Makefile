@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON3 ?= python3
 CONSTRAINTS ?= constraints.txt
 # Two processes of one thread each (tests/conftest.py) took 0.5 to 0.6 of the time of one process with two threads.
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 STACKS := openmmlab onedl
 ifneq ($(words $(STACK))$(filter-out $(STACKS),$(STACK)),1)

@@ -7,6 +7,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')  # matplotlib reads it once, on import
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the tools that tests start, as below
 
 import hypothesis
 import numpy as np
