@@ -61,6 +61,28 @@ def segmentor(
         **run: Arguments of :func:`forward_pass`.
     """
     height, width = (size, size) if isinstance(size, int) else size
+    model = calibrated_segmentor(config, (height, width), backbone)
+    names = [name for name in rewrites if name != 'own']
+    if 'own' in rewrites:
+        _fuse_by_own_method(model)
+    if names:
+        model, _ = deployed_copy(model, names)
+    info = dict(flops=_flops(model, (height, width))) if count_flops else {}
+    built = forward_pass(Logits(model), scene(height, width, batch), **run)
+    built.info.update(info)
+    return built
+
+
+def calibrated_segmentor(
+    config: str, size: tuple[int, int], backbone: dict[str, Any] | None = None
+) -> nn.Module:
+    """A segmentor in training form with the BatchNorm statistics of demo scenes, in eval mode.
+
+    Args:
+        config: As for :func:`segmentor`.
+        size: Height and width in pixels of the images it is to run on.
+        backbone: As for :func:`segmentor`.
+    """
     torch.manual_seed(0)
     cfg = Config.fromfile(str(_config(config)))
     init_default_scope('mmseg')
@@ -75,18 +97,10 @@ def segmentor(
     model = MODELS.build(cfg.model)
     calibrate(
         model,
-        scene(_calibration_side(height), _calibration_side(width), 2),
+        scene(*map(_calibration_side, size), 2),
         lambda images: model_outputs(model, images),
     )
-    names = [name for name in rewrites if name != 'own']
-    if 'own' in rewrites:
-        _fuse_by_own_method(model)
-    if names:
-        model, _ = deployed_copy(model, names)
-    info = dict(flops=_flops(model, (height, width))) if count_flops else {}
-    built = forward_pass(Logits(model), scene(height, width, batch), **run)
-    built.info.update(info)
-    return built
+    return model
 
 
 def _calibration_side(side: int) -> int:
