@@ -97,7 +97,7 @@ def calibrated_segmentor(
     model = MODELS.build(cfg.model)
     calibrate(
         model,
-        scene(*map(_calibration_side, size), 2),
+        scene(_calibration_side(size[0]), _calibration_side(size[1]), 2),
         lambda images: model_outputs(model, images),
     )
     return model

@@ -114,7 +114,7 @@ class Record:
     def speed(self, name: str, reference: str, group: str | None = None) -> float | None:
         """The value of :meth:`ratio`."""
         ratio = self.ratio(name, reference, group)
-        return ratio and ratio.value
+        return ratio.value if ratio else None
 
 
 def joined(records: Sequence[Record]) -> Record:

@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def _peak_memory(built: Any) -> int | None:
     return None
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., Any]] = {
     'call': _call,
     'output': lambda built: built.output() if built.output else None,
     'memory': _peak_memory,
