@@ -19,9 +19,15 @@ import torch
 # cores.
 torch.set_num_threads(1)
 
-# Autograd refuses to run in a process forked from one in which it ran, so that these are run in a
-# process of their own, by test_forking.py; named on the command line they run as any other.
-FORKING = ('test_interrupted.py', 'deploy/test_killed.py', 'engine/test_distributed.py')
+# Autograd refuses to run in a process forked from one in which it ran, and a process in which every
+# runtime has run threads may crash when it forks. So these are run in a process of their own, by
+# test_forking.py; named on the command line they run as any other.
+FORKING = (
+    'test_interrupted.py',
+    'deploy/test_forked.py',
+    'deploy/test_killed.py',
+    'engine/test_distributed.py',
+)
 collect_ignore = list(FORKING)
 
 # Time limits per example fail on a busy machine, and a random example that fails only once helps

@@ -189,7 +189,7 @@ def test_wrong_names_are_refused(tmp_path):
     ('name', 'options'),
     [
         ('figure3', []),
-        ('table1', ['--runtimes', 'pytorch', 'mnn']),
+        pytest.param('table1', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
         pytest.param('training', [], marks=pytest.mark.slow),
         pytest.param('table6', [], marks=pytest.mark.slow),
         pytest.param('table4', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),

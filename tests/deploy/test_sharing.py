@@ -1,7 +1,6 @@
 """One loaded model in many threads and processes, in every runtime."""
 
 import multiprocessing
-import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from mmseg_repvgg.deploy.export import Options, export
 from mmseg_repvgg.deploy.model_description import FORMATS
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
 from mmseg_repvgg.deploy.segmenter import Segmenter
-from tests import processes
 
 SIZE = (49, 70)
 THREADS, CALLS = 6, 8
@@ -119,15 +117,3 @@ def test_spawned_workers_take_a_segmenter(models, runtime):
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         found = pool.apply(label, (segmenter, IMAGES[:2]))
     assert np.array_equal(found, label(segmenter, IMAGES[:2]))
-
-
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
-@pytest.mark.parametrize('runtime', list(RUNTIMES))
-def test_a_fork_is_told_to_load_the_model_itself(models, runtime, tmp_path):
-    pytest.importorskip(RUNTIMES[runtime].needs)
-    segmenter = Segmenter(models(runtime), runtime, threads=2)
-    segmenter(IMAGES[0])
-    log = tmp_path / 'log'
-    assert processes.run(segmenter, IMAGES[0], output=log) == 1
-    assert 'was loaded before this process was forked' in log.read_text()
-    assert 'load it in each worker process, or start the workers with' in log.read_text()

@@ -44,7 +44,8 @@ def losses(work_dir: Path) -> list[float]:
     [
         pytest.param(2, 0, id='within an epoch'),
         pytest.param(3, 0, id='at its end', marks=pytest.mark.slow),
-        pytest.param(5, 2, id='in the next'),
+        pytest.param(5, 0, id='in the next'),
+        pytest.param(5, 2, id='in the next, with workers', marks=pytest.mark.slow),
     ],
 )
 def test_a_sampler_of_epochs_resumes_where_it_was(scenes, tmp_path, stop, workers):
