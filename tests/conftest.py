@@ -20,15 +20,16 @@ import torch
 torch.set_num_threads(1)
 
 # Autograd refuses to run in a process forked from one in which it ran, and a process in which every
-# runtime has run threads may crash when it forks. So these are run in a process of their own, by
-# test_forking.py; named on the command line they run as any other.
-FORKING = (
+# runtime has run threads may crash later on. So these are run in a process of their own, by
+# test_isolated.py; named on the command line they run as any other.
+ISOLATED = (
     'test_interrupted.py',
     'deploy/test_forked.py',
     'deploy/test_killed.py',
+    'deploy/test_sharing.py',
     'engine/test_distributed.py',
 )
-collect_ignore = list(FORKING)
+collect_ignore = list(ISOLATED)
 
 # Time limits per example fail on a busy machine, and a random example that fails only once helps
 # nobody.

@@ -151,7 +151,10 @@ def train_twice(cfg: Config) -> None:
 
 def scores(work_dir: Path) -> list[float]:
     files = sorted(work_dir.glob('*/vis_data/scalars.json')) or sorted(work_dir.glob('*/*.json'))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    # mmengine's LoggerHook writes the scores of a test in every process, to one file: what follows
+    # the first object may be the end of a longer one
+    decode = json.JSONDecoder().raw_decode
+    lines = [decode(line)[0] for file in files for line in file.read_text().splitlines()]
     return [line['mIoU'] for line in lines if 'mIoU' in line]
 
 

@@ -1,4 +1,4 @@
-"""The tests that fork, each file in a fresh process: see ``FORKING`` in conftest.py."""
+"""Tests that fork or run threads, each file in a fresh process: see ``ISOLATED`` in conftest.py."""
 
 import re
 import subprocess
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FORKING
+from tests.conftest import ISOLATED
 
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize('file', FORKING)
+@pytest.mark.parametrize('file', ISOLATED)
 def test_in_a_process_of_its_own(file, request):
     marks = request.config.option.markexpr
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-m', marks, TESTS / file]
