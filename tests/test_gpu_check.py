@@ -31,6 +31,7 @@ def test_a_quick_run_of_everything():
     assert 'mIoU' in found['training']['testing the fused model']['miou']
 
 
+@pytest.mark.slow
 def test_the_sections_that_need_no_training():
     check = Check('cpu', quick=True)
     found = run(check, ['environment', 'equivalence', 'memory'])

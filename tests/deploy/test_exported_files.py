@@ -84,6 +84,7 @@ def test_the_search_for_paths_would_find_them(segmentor, tmp_path, monkeypatch):
     assert b'File "' in (tmp_path / 'm.onnx').read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_in_files_of_their_own(segmentor, tmp_path, monkeypatch):
     """As past 2 GB; other formats come by way of ONNX, and smaller models later."""
     cfg, _, checkpoint = segmentor

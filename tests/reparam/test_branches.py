@@ -238,7 +238,10 @@ def test_one_wrong_block_of_a_segmentor_is_caught(fault):
         require_equal(compare(model, bad, x), tolerance_of(model), 'test')
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == 'D2se')) for name in ARCHS],
+)
 def test_fused_logits_of_every_architecture(name):
     init_default_scope('mmseg')
     widths = ARCHS[name].widths
