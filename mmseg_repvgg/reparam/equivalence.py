@@ -211,13 +211,16 @@ def repeatable_outputs(
 def _true_float32() -> Iterator[None]:
     """Switch off autocast and TF32, with which CUDA convs round float32 to 10 bits of mantissa."""
     backends: Any = torch.backends
-    settings: list[tuple[Any, str, Any]]
-    if hasattr(backends.cuda.matmul, 'fp32_precision'):  # PyTorch 2.9 and later
+    cudnn, matmul, mkldnn = backends.cudnn, backends.cuda.matmul, backends.mkldnn
+    settings: list[tuple[Any, str, Any]] = []
+    if not _is_tf32_mixed():  # else cudnn.flags(), in a forward pass, would raise
+        settings.append((cudnn, 'allow_tf32', False))
+    if hasattr(matmul, 'fp32_precision'):  # PyTorch 2.9 and later
         # on CPUs, oneDNN may compute in bfloat16
-        kinds = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv)
-        settings = [(kind, 'fp32_precision', 'ieee') for kind in (*kinds, backends.mkldnn.matmul)]
+        kinds = (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.matmul)
+        settings += [(kind, 'fp32_precision', 'ieee') for kind in kinds]
     else:
-        settings = [(kind, 'allow_tf32', False) for kind in (backends.cudnn, backends.cuda.matmul)]
+        settings.append((matmul, 'allow_tf32', False))
     before = [getattr(kind, name) for kind, name, _ in settings]
     try:
         for kind, name, value in settings:
@@ -230,6 +233,15 @@ def _true_float32() -> Iterator[None]:
     finally:
         for (kind, name, _), value in zip(settings, before, strict=True):
             setattr(kind, name, value)
+
+
+def _is_tf32_mixed() -> bool:
+    """Whether PyTorch's two interfaces disagree on cuDNN's TF32, so that reading it raises."""
+    try:
+        _ = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return True
+    return False
 
 
 def _cascade_outputs(decode_head: Any, features: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """The comparison itself: what it measures, restores and refuses."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -108,6 +109,20 @@ def test_a_copy_runs_its_own_weights_though_the_original_was_compiled():
     assert 'forward' in vars(model)
 
 
+class Noisy(nn.Conv2d):
+    """Draws random numbers in eval mode, as SegNeXt's head does."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(1)
+
+
+def test_both_models_draw_the_same_random_numbers():
+    model = Noisy(3, 4, 3)
+    state = torch.get_rng_state()
+    assert compare(model, copy.deepcopy(model), torch.zeros(1, 3, 8, 8)).max_abs == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def round_to_tf32(x):
     """The 10 bits of the mantissa that TF32 keeps, rounded to nearest even."""
     bits = x.contiguous().view(torch.int32)
@@ -149,19 +164,26 @@ def test_models_are_compared_without_tf32_and_autocast(cudnn_of_ampere, monkeypa
         lambda: torch.set_float32_matmul_precision('medium'),
         lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
         lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
+        lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),  # mixed
         lambda: setattr(torch.backends.mkldnn.conv, 'fp32_precision', 'bf16'),
     ],
 )
 def test_the_users_choice_of_precision_is_put_back(choose):
     kinds = [
         torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,
         torch.backends.cuda.matmul,
         torch.backends.mkldnn.conv,
         torch.backends.mkldnn.matmul,
     ]
     choose()
-    chosen = [kind.fp32_precision for kind in kinds]
+    state = [kind.fp32_precision for kind in kinds]
+    is_mixed = equivalence._is_tf32_mixed()
     with pytest.raises(KeyError), equivalence._true_float32():
         assert {kind.fp32_precision for kind in kinds} == {'ieee'}
+        if not is_mixed:
+            with torch.backends.cudnn.flags(enabled=False):  # as some models do
+                pass
         raise KeyError  # an exception is no exception
-    assert [kind.fp32_precision for kind in kinds] == chosen
+    assert [kind.fp32_precision for kind in kinds] == state
+    assert equivalence._is_tf32_mixed() == is_mixed
