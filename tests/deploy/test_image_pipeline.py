@@ -75,6 +75,16 @@ def by_mmseg(cfg, model, path):
     return model.test_step(data)[0].pred_sem_seg.data[0].numpy()
 
 
+def labels_by_both(cfg, segmentor, report, folder):
+    """The path of an image, and its label maps by the exported model and by mmseg."""
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(segmentor[1].state_dict())
+    model.eval()
+    image = folder / 'image.png'
+    cv2.imwrite(str(image), patches())
+    return image, Segmenter(report.path)(image), by_mmseg(cfg, model, image)
+
+
 def rotated(path, image):
     """Write a JPEG whose camera was on its side."""
     from PIL import Image
@@ -175,12 +185,7 @@ def test_windows_shrink_to_the_test_images_as_mmsegs_do(segmentor, tmp_path, cro
     report = export(cfg, segmentor[2], tmp_path / 'm.onnx')
     assert report.info.size == size
     assert f'note: windows are {size[0]}x{size[1]}, not {crop}' in str(report)
-    model = MODELS.build(cfg.model)
-    model.load_state_dict(segmentor[1].state_dict())
-    model.eval()
-    image = tmp_path / 'image.png'
-    cv2.imwrite(str(image), patches())
-    labels, expected = Segmenter(report.path)(image), by_mmseg(cfg, model, image)
+    image, labels, expected = labels_by_both(cfg, segmentor, report, tmp_path)
     assert (labels == expected).mean() > 0.999
     large = Options(crop if crop[0] < 100 else (100, 128))  # negative control: padded instead
     padded = export(cfg, segmentor[2], tmp_path / 'large.onnx', options=large).path
@@ -196,12 +201,7 @@ def test_the_window_follows_the_resize_of_the_pipeline(segmentor, tmp_path):
     cfg.model.test_cfg = dict(mode='slide', crop_size=(48, 64), stride=(32, 32))
     report = export(cfg, segmentor[2], tmp_path / 'm.onnx')
     assert (report.info.size, report.info.resize) == ((48, 64), (96, 48))
-    model = MODELS.build(cfg.model)
-    model.load_state_dict(segmentor[1].state_dict())
-    model.eval()
-    image = tmp_path / 'image.png'
-    cv2.imwrite(str(image), patches())
-    labels, expected = Segmenter(report.path)(image), by_mmseg(cfg, model, image)
+    _, labels, expected = labels_by_both(cfg, segmentor, report, tmp_path)
     assert labels.shape == expected.shape == SIZE
     assert (labels == expected).mean() > 0.999
 
