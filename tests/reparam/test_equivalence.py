@@ -1,6 +1,5 @@
 """The comparison itself: what it measures, restores and refuses."""
 
-import copy
 from contextlib import nullcontext
 
 import pytest
