@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -57,6 +57,16 @@ def register() -> None:
     except ImportError as error:
         text = f'{error}. python -m mmseg_repvgg.doctor shows the fix'
         raise type(error)(text, name=error.name, path=error.path) from error
+
+
+def with_our_import(custom_imports: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The ``custom_imports`` of a config, with this package in them."""
+    settings = dict(custom_imports or {})
+    given = settings.get('imports') or []
+    imports = [given] if isinstance(given, str) else list(given)
+    if 'mmseg_repvgg' not in imports:
+        imports.append('mmseg_repvgg')
+    return dict(settings, imports=imports)
 
 
 def _register_or_warn() -> None:

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.engine import RepVGGDeployHook, launch, slow_half
+from mmseg_repvgg.engine import RepVGGDeployHook, launch, mixed_precision
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam import compare, deployed_copy
 from mmseg_repvgg.reparam.equivalence import TOLERANCES
@@ -235,7 +235,7 @@ def test_a_half_precision_checkpoint_is_fused_through_float64(scenes, tmp_path):
 @pytest.fixture
 def plain_loops(monkeypatch):
     """As on a CPU without instructions for bfloat16."""
-    monkeypatch.setattr(slow_half, 'has_fast_convs', lambda: False)
+    monkeypatch.setattr(mixed_precision, 'has_fast_convs', lambda: False)
 
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='of training without a GPU')
@@ -249,18 +249,18 @@ def test_slow_bfloat16_is_warned_of_once(plain_loops, scenes, tmp_path, way):
 
 @pytest.mark.filterwarnings('error:this CPU has no instructions')
 def test_where_it_is_fast_nothing_is_warned_of(monkeypatch):
-    monkeypatch.setattr(slow_half, 'has_fast_convs', lambda: True)
-    slow_half.warn_of_slow_half()
+    monkeypatch.setattr(mixed_precision, 'has_fast_convs', lambda: True)
+    mixed_precision.warn_of_slow_half()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='the limits are of x86')
 def test_a_cpu_limited_to_avx2_is_told_for_real():
     """PyTorch and oneDNN take these two limits from the environment."""
-    code = 'from mmseg_repvgg.engine import slow_half; slow_half.warn_of_slow_half()'
+    code = 'from mmseg_repvgg.engine import mixed_precision; mixed_precision.warn_of_slow_half()'
     for limits, told in (
         (dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2'), True),
-        ({}, not slow_half.has_fast_convs()),
+        ({}, not mixed_precision.has_fast_convs()),
     ):
         done = subprocess.run(
             [sys.executable, '-c', code],

@@ -34,10 +34,6 @@ class AtomicFileBackend(LocalBackend):
         with atomic_file(filepath) as temporary:
             temporary.write_bytes(obj)
 
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text."""
-        self.put(obj.encode(encoding), filepath)
-
     def remove(self, filepath: str | Path) -> None:
         """Remove a file; within :meth:`removals_put_off`, at its end."""
         if self._postponed is None:
@@ -119,19 +115,20 @@ class SafeCheckpointHook(CheckpointHook):
             return
         with atomic_file(Path(runner.work_dir) / 'last_checkpoint') as temporary:
             temporary.write_text(self.last_ckpt)
-        for path in outdated:
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):  # from DeepSpeed
-                self.file_backend.rmtree(path)
+        if outdated is None:
+            return
+        path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # from DeepSpeed
+            self.file_backend.rmtree(path)
 
-    def _keep(self, runner: Runner, step: int) -> list[str]:
-        """Add a step to those to keep; return the checkpoints that it makes outdated."""
+    def _keep(self, runner: Runner, step: int) -> int | None:
+        """Add a step to those to keep; return the one that it makes outdated, if any."""
         if self.max_keep_ckpts <= 0 or step in list(self.keep_ckpt_ids)[-1:]:
-            return []  # a new best score saves the same step again
-        steps = [*self.keep_ckpt_ids, step]
-        first = max(len(steps) - self.max_keep_ckpts, 0)
-        self.keep_ckpt_ids.extend([step])  # a deque, which drops the first
-        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        names = [self.filename_tmpl.format(old) for old in steps[:first]]
-        return [self.file_backend.join_path(self.out_dir, name) for name in names]
+            return None  # a new best score saves the same step again
+        kept = self.keep_ckpt_ids  # a deque, which drops the first
+        outdated = kept[0] if len(kept) == self.max_keep_ckpts else None
+        kept.append(step)
+        runner.message_hub.update_info('keep_ckpt_ids', list(kept))
+        return outdated

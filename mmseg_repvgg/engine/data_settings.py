@@ -15,15 +15,13 @@ def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]
     """Yield the dotted key and settings of each data set, also in wrappers (``ConcatDataset``)."""
     if not isinstance(settings, Mapping):
         return
-    inner = [(f'{where}.dataset', settings.get('dataset'))]
-    several = settings.get('datasets')
-    if isinstance(several, (list, tuple)):
-        inner += [(f'{where}.datasets.{i}', item) for i, item in enumerate(several)]
-    inner = [(key, item) for key, item in inner if isinstance(item, Mapping)]
-    if not inner:
+    inner = {'dataset': settings.get('dataset')}
+    inner |= {f'datasets.{i}': item for i, item in enumerate(settings.get('datasets') or ())}
+    wrapped = {key: item for key, item in inner.items() if isinstance(item, Mapping)}
+    if not wrapped:
         yield where, settings
-    for key, item in inner:
-        yield from data_sets(item, key)
+    for key, item in wrapped.items():
+        yield from data_sets(item, f'{where}.{key}')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:

@@ -8,13 +8,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmseg_repvgg.checks import check_tolerance
+from mmseg_repvgg.engine.hook_helpers import unwrapped
 from mmseg_repvgg.reparam.branches import fusible_blocks
 from mmseg_repvgg.reparam.equivalence import (
     compare,
@@ -63,40 +64,36 @@ class RepVGGDeployHook(Hook):
         # by runner, because several may share a hook
         self._deployed: WeakKeyDictionary[Runner, nn.Module] = WeakKeyDictionary()
 
+    def before_run(self, runner: Runner) -> None:
+        """Refuse sharded weights."""
+        if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
+            raise ValueError(
+                'RepVGGDeployHook cannot fuse under FSDP, where each process holds shards of the '
+                'weights. Take it out of custom_hooks, and fuse the trained checkpoint with '
+                'tools/deploy_fuse.py'
+            )
+
     def before_train(self, runner: Runner) -> None:
         """Refuse a model that the first validation could not fuse."""
-        _refuse_shards(runner.model)
         if self.rewrites is None or 'branches' in self.rewrites:
             fusible_blocks(runner.model)
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         """Free the copy of an evaluation that an exception ended."""
         self._deployed.pop(runner, None)
 
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Free the copy of an evaluation that an exception ended."""
-        self._deployed.pop(runner, None)
-
-    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Make the next ``val_step`` of the model run in deployed form."""
-        self._replace_next_call(runner, 'val_step')
-
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Make the next ``test_step`` of the model run in deployed form."""
-        self._replace_next_call(runner, 'test_step')
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
         """Free the copy."""
         self._deployed.pop(runner, None)
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Free the copy."""
-        self._deployed.pop(runner, None)
-
-    def _replace_next_call(self, runner: Runner, step: str) -> None:
-        """Replace a method of the model for one call, which runs the deployed copy."""
-        _refuse_shards(runner.model)
-        model, hidden = runner.model, vars(runner.model).get(step)
+    def _before_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = 'train'
+    ) -> None:
+        """In an evaluation, make the next ``val_step`` or ``test_step`` run in deployed form."""
+        if mode == 'train':
+            return
+        model, step = runner.model, f'{mode}_step'
+        hidden = vars(model).get(step)
         if hasattr(hidden, 'is_of_deploy_hook'):
             return  # the hook is registered twice, or an exception came before the step
 
@@ -113,10 +110,10 @@ class RepVGGDeployHook(Hook):
         setattr(model, step, run_deployed)
 
     def _make_deployed(self, runner: Runner, data_batch: Any) -> nn.Module:
-        model = _unwrap(runner.model)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         names = default_names(model, compared=True) if self.rewrites is None else self.rewrites
         deployed, counts = deployed_copy(model, names)
-        before, after = _without_tta(model), _without_tta(deployed)
+        before, after = unwrapped(model), unwrapped(deployed)
         if takes_images(before):
             found = compare(before, after, _first_image(before, data_batch))
         else:
@@ -125,23 +122,6 @@ class RepVGGDeployHook(Hook):
         require_equal(found, tolerance, 'RepVGGDeployHook')
         runner.logger.info(f'Evaluating the deployed form: {describe(counts)}; {found}')
         return deployed
-
-
-def _refuse_shards(model: Any) -> None:
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        raise ValueError(
-            'RepVGGDeployHook cannot fuse under FSDP, where each process holds shards of the '
-            'weights. Take it out of custom_hooks, and fuse the trained checkpoint with '
-            'tools/deploy_fuse.py'
-        )
-
-
-def _unwrap(model: Any) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
-
-
-def _without_tta(model: Any) -> nn.Module:
-    return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def _first_image(model: Any, data_batch: Any) -> Tensor:

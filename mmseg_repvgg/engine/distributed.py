@@ -117,9 +117,7 @@ class CPUSyncBatchNorm(_BatchNorm):
             output = output * self.weight.view(shape) + self.bias.view(shape)
         return output.to(dtype)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f'expected (N, C, ...), got {input.dim()} dimensions')
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
 
     def _update(self, mean: Tensor, variance: Tensor) -> None:
         buffers: Any = self

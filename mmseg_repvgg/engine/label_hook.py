@@ -10,13 +10,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmseg_repvgg.engine.config_types import acts
-from mmseg_repvgg.engine.label_readers import (
-    LabelReader,
-    evaluation_readers,
-    training_readers,
-    unwrapped,
-)
+from mmseg_repvgg.engine.hook_helpers import acts, unwrapped
+from mmseg_repvgg.engine.label_readers import LabelReader, evaluation_readers, training_readers
 
 SHOWN = 5
 """How many ids an error lists."""
@@ -64,44 +59,38 @@ class LabelCheckHook(Hook):
                     'the same ignore_index in every head and evaluator'
                 )
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Compare the decode head's number of classes with the class names."""
-        self._start(runner, runner.val_loop, evaluation_readers(runner.model, runner.val_loop))
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        """Before an evaluation, compare the decode head with the class names."""
+        if mode != 'train':
+            self._start(runner, getattr(runner, f'{mode}_loop'), _readers(runner, mode))
 
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Compare the decode head's number of classes with the class names."""
-        self._start(runner, runner.test_loop, evaluation_readers(runner.model, runner.test_loop))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids, sizes and padding."""
-        readers = training_readers(runner.model)
-        samples = _labelled_samples(data_batch)
+    def _before_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = 'train'
+    ) -> None:
+        """Check ids and sizes, and in training the padding."""
+        readers, samples = _readers(runner, mode), _labelled_samples(data_batch)
         if not readers or not samples or not acts(self, runner):
             return
         images = data_batch['inputs']
-        for sample, image in zip(samples, images, strict=True):
-            # crops and flips act on image and labels alike
-            _check_size(sample, image.shape[-2:])
+        # In training, crops and flips act on image and labels alike. In an evaluation, images are
+        # resized, labels keep the original size.
+        sizes = (
+            [image.shape[-2:] for image in images]
+            if mode == 'train'
+            else [sample.metainfo.get('ori_shape') for sample in samples]
+        )
+        for sample, size in zip(samples, sizes, strict=True):
+            _check_size(sample, size)
         self._check_ids(samples, readers)
-        _check_padding(unwrapped(runner.model), images, readers)
-        if self._batches == BATCHES_BEFORE_WARNING:
-            self._warn_of_masks(runner, readers)
+        if mode == 'train':
+            _check_padding(unwrapped(runner.model), images, readers)
+            if self._batches == BATCHES_BEFORE_WARNING:
+                self._warn_of_masks(runner, readers)
 
-    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids and sizes."""
-        self._check_evaluation(runner, runner.val_loop, data_batch)
-
-    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids and sizes."""
-        self._check_evaluation(runner, runner.test_loop, data_batch)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Warn if all labels were 0 or ignored."""
-        self._warn_of_masks(runner, evaluation_readers(runner.model, runner.val_loop))
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Warn if all labels were 0 or ignored."""
-        self._warn_of_masks(runner, evaluation_readers(runner.model, runner.test_loop))
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        """After an evaluation, warn if all labels were 0 or ignored."""
+        if mode != 'train':
+            self._warn_of_masks(runner, _readers(runner, mode))
 
     def _start(self, runner: Runner, loop: Any, readers: Sequence[LabelReader]) -> None:
         self._batches, self._seen = 0, set()
@@ -114,15 +103,6 @@ class LabelCheckHook(Hook):
                     f'{len(names)} class names. Set num_classes={len(names)} in every head, unless '
                     'this is meant'
                 )
-
-    def _check_evaluation(self, runner: Runner, loop: Any, data_batch: Any) -> None:
-        readers = evaluation_readers(runner.model, loop)
-        if readers and acts(self, runner):
-            samples = _labelled_samples(data_batch)
-            for sample in samples:
-                # images are resized, labels keep the original size
-                _check_size(sample, sample.metainfo.get('ori_shape'))
-            self._check_ids(samples, readers)
 
     def _check_ids(self, samples: Iterable[Any], readers: Sequence[LabelReader]) -> None:
         self._batches += 1
@@ -147,6 +127,12 @@ class LabelCheckHook(Hook):
                 f'{", ".join(map(str, sorted(self._seen & ignored)))} is ignored: at most one '
                 'class is learned and scored. In masks of 0 and 255 convert 255 to 1 (label // 255)'
             )
+
+
+def _readers(runner: Runner, mode: str) -> list[LabelReader]:
+    if mode == 'train':
+        return training_readers(runner.model)
+    return evaluation_readers(runner.model, getattr(runner, f'{mode}_loop'))
 
 
 def _labelled_samples(data_batch: Any) -> list[Any]:

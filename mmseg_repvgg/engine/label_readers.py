@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
+
+from mmseg_repvgg.engine.hook_helpers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,6 @@ def evaluation_readers(model: Any, loop: Any) -> list[LabelReader]:
         ignored_by_all = frozenset.union(*(metric.ignored for metric in metrics))
         heads = [replace(head, ignored=ignored_by_all) for head in heads]
     return metrics + heads
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the model inside wrappers for several processes and test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _heads(model: Any, part: str) -> dict[str, Any]:

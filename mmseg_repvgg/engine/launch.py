@@ -15,18 +15,17 @@ from mmengine.runner import Runner
 
 from mmseg_repvgg.atomic_files import writable_folder
 from mmseg_repvgg.checks import check_model
-from mmseg_repvgg.command_line import user_errors as user_errors
 from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.engine.data_settings import check_data, data_sets
 from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
+from mmseg_repvgg.engine.mixed_precision import set_precision, warn_of_slow_half
 from mmseg_repvgg.engine.resume import (
     last_complete_checkpoint,
     make_resumable,
     seed_of_checkpoint,
 )
-from mmseg_repvgg.engine.slow_half import warn_of_slow_half
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -90,17 +89,12 @@ def train(
             f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
             'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
         )
-    prepare(cfg, work_dir, launcher)
+    _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
-    if amp:
-        _use_amp(cfg)
-    _check_amp(cfg)
+    set_precision(cfg, amp)
     _set_resume(cfg, resume)
     make_resumable(cfg)
-    runner = build_runner(cfg)
-    _check_loading(runner, 1.0 if cfg.resume else 0.5)
-    _register_once(runner, LabelCheckHook())
-    _register_once(runner, StepSeedHook())
+    runner = _build_runner(cfg, 1.0 if cfg.resume else 0.5, StepSeedHook())
     runner.train()
     return runner
 
@@ -141,7 +135,8 @@ def test(
             f'{checkpoint} is an exported model: choose its runtime (tools/test.py --runtime), or '
             'give the checkpoint it was exported from'
         )
-    prepare(cfg, work_dir, launcher)
+    check_model(cfg)
+    _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'test_dataloader')
     cfg.load_from = checkpoint
     if show or show_dir:
@@ -154,21 +149,15 @@ def test(
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     if out is not None:
         _keep_predictions(cfg, out)
-    runner = build_runner(cfg)
-    if checkpoint is not None:
-        _check_loading(runner, 1.0)
-    _register_once(runner, LabelCheckHook())
-    return runner.test()
+    return _build_runner(cfg, 1.0).test()
 
 
-def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
+def _prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and a communication backend that this machine has.
 
     Raises:
         OSError: If the work folder cannot be made or written to.
-        ValueError: If there is no model, or the windows of ``test_cfg`` do not cover an image.
     """
-    check_model(cfg)
     name = Path(cfg.filename or 'config').stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     writable_folder(cfg.work_dir)
@@ -181,23 +170,24 @@ def prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
         warn_of_slow_half()
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config: mmengine's, or the one named by ``runner_type``."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+def _build_runner(cfg: Config, required: float, *hooks: Hook) -> Runner:
+    """Build mmengine's Runner or the one named by ``runner_type``, with hooks that check its input.
 
-
-def _register_once(runner: Runner, hook: Hook) -> None:
-    """Register a hook, unless the config has one of its type."""
-    if not any(isinstance(other, type(hook)) for other in runner.hooks):
-        runner.register_hook(hook)
-
-
-def _check_loading(runner: Runner, required: float) -> None:
-    """Register a LoadCheckHook; if ``required`` is 1, it also applies to the config's own hook."""
-    _register_once(runner, LoadCheckHook(required))
-    for hook in runner.hooks:
-        if isinstance(hook, LoadCheckHook) and required == 1:
-            hook.required = required
+    Args:
+        cfg: The config.
+        required: The share of the model's tensors that a checkpoint must fill; 1 also applies to a
+            LoadCheckHook of the config.
+        *hooks: Further hooks. All are registered unless the config has one of their type.
+    """
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for hook in (LoadCheckHook(required), LabelCheckHook(), *hooks):
+        own = [other for other in runner.hooks if isinstance(other, type(hook))]
+        if not own:
+            runner.register_hook(hook)
+        for other in own:
+            if isinstance(other, LoadCheckHook) and required == 1:
+                other.required = required
+    return runner
 
 
 def _set_resume(cfg: Config, resume: bool | str) -> None:
@@ -209,36 +199,6 @@ def _set_resume(cfg: Config, resume: bool | str) -> None:
     if (cfg.get('randomness') or {}).get('seed') is None and Path(source).is_file():
         # mmengine also reads it from the checkpoint, but after building the sampler
         cfg.merge_from_dict({'randomness.seed': seed_of_checkpoint(source)})
-
-
-def _use_amp(cfg: Config) -> None:
-    """Wrap the optimizer for mixed precision: float16 on a GPU, bfloat16 on the CPU."""
-    wrapper = cfg.optim_wrapper
-    kind = type_name(wrapper, default='OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
-        raise ValueError(f'--amp cannot be combined with optim_wrapper {kind!r}')
-    if get_device() != 'cpu':
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
-        return
-    if wrapper.get('dtype') not in (None, 'bfloat16'):
-        raise ValueError(
-            f'--amp on the CPU computes in bfloat16, optim_wrapper.dtype={wrapper.dtype!r} needs a '
-            'GPU; leave dtype out (python -m mmseg_repvgg.doctor says what PyTorch sees)'
-        )
-    warn_of_slow_half()
-    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # arguments of AmpOptimWrapper
-        wrapper.pop(key, None)
-    wrapper.type = 'CpuAmpOptimWrapper'
-
-
-def _check_amp(cfg: Config) -> None:
-    if type_name(cfg.get('optim_wrapper') or {}) == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise ValueError(
-            'the optim_wrapper of the config is AmpOptimWrapper, which needs a GPU; on the CPU add '
-            '--amp, for bfloat16, or --cfg-options optim_wrapper.type=OptimWrapper, for float32 '
-            '(python -m mmseg_repvgg.doctor says what PyTorch sees)'
-        )
 
 
 def _set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmseg_repvgg.checkpoint.loading import adapted, check_fit, check_sound
 from mmseg_repvgg.checkpoint.reading import state_dict_of
-from mmseg_repvgg.engine.config_types import acts
+from mmseg_repvgg.engine.hook_helpers import acts, unwrapped
 
 
 @HOOKS.register_module()
@@ -48,9 +47,7 @@ class LoadCheckHook(Hook):
         """Unwrap, translate, fuse, check and log."""
         if not acts(self, runner):
             return
-        model: Any = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrapped(runner.model)
         source = self._source(runner)
         found = state_dict_of(checkpoint)
         check_sound(found, source)

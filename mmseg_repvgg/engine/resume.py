@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from mmengine.logging import print_log
 
 from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.registration import with_our_import
 
 LAST = 'last_checkpoint'
 """mmengine's file with the path of the last saved checkpoint."""
@@ -31,16 +31,8 @@ def make_resumable(cfg: Config) -> None:
     if sampler and not loader.get('batch_sampler') and type_name(sampler) != 'SeededSampler':
         loader.sampler = dict(type='SeededSampler', sampler=sampler)
         loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
-    _import_package(cfg)
-
-
-def _import_package(cfg: Config) -> None:
-    """Make the config import this package, so that its copy in the work folder works elsewhere."""
-    given = (cfg.get('custom_imports') or {}).get('imports') or []
-    imports = [given] if isinstance(given, str) else list(given)
-    if 'mmseg_repvgg' not in imports:
-        settings = dict(imports=[*imports, 'mmseg_repvgg'])
-        cfg.custom_imports = dict(cfg.get('custom_imports') or {}, **settings)
+    # so that its copy in the work folder works elsewhere
+    cfg.custom_imports = with_our_import(cfg.get('custom_imports'))
 
 
 def last_complete_checkpoint(cfg: Config) -> str | None:
@@ -60,25 +52,23 @@ def last_complete_checkpoint(cfg: Config) -> str | None:
     """
     work_dir = Path(cfg.work_dir)
     named = _read_last(work_dir)
-    if named is not None and named.is_dir():  # FSDP and DeepSpeed save a file for each process
+    damage = f'{work_dir / LAST} is missing or empty' if named is None else _find_damage(named)
+    if not damage:
         return str(named)
-    reason = f'{work_dir / LAST} is missing or empty' if named is None else _find_damage(named)
-    if not reason:
-        return str(named)
-    tried = [] if named is None or not named.exists() else [reason]
-    for file in _newest_first(_checkpoint_folders(cfg, named), but=named):
+    reasons = [damage]
+    for file in _others_newest_first(cfg, named):
         damage = _find_damage(file)
         if not damage:
-            text = f'{reason}. Resuming from {file}, the newest complete checkpoint'
+            text = f'{reasons[0]}. Resuming from {file}, the newest complete checkpoint'
             print_log(text, logger='current', level=logging.WARNING)
             return str(file)
-        tried.append(damage)
-    if tried:
-        raise CheckpointError(
-            f'no checkpoint in {work_dir} is complete: {"; ".join(tried)}. Delete them and train '
-            'without --resume, or give a checkpoint: --resume PATH'
-        )
-    return None
+        reasons.append(damage)
+    if len(reasons) == 1 and (named is None or not named.exists()):
+        return None
+    raise CheckpointError(
+        f'no checkpoint in {work_dir} is complete: {"; ".join(reasons)}. Delete them and train '
+        'without --resume, or give a checkpoint: --resume PATH'
+    )
 
 
 def seed_of_checkpoint(path: str) -> int | None:
@@ -100,28 +90,28 @@ def _read_last(work_dir: Path) -> Path | None:
     return moved if not Path(text).exists() and moved.exists() else Path(text)
 
 
-def _checkpoint_folders(cfg: Config, named: Path | None) -> set[Path]:
-    """Return the folders to search: work folder, the hook's ``out_dir``, that of the last one."""
+def _others_newest_first(cfg: Config, named: Path | None) -> list[Path]:
+    """Return other checkpoints in the work folder, the hook's ``out_dir`` and the named one's.
+
+    Those named ``best_*`` cannot be resumed.
+    """
     work_dir = Path(cfg.work_dir)
     out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
-    found = {work_dir, *([Path(out_dir) / work_dir.name] if out_dir else [])}
-    return found | ({named.parent} if named is not None else set())
-
-
-def _newest_first(folders: set[Path], but: Path | None) -> Iterator[Path]:
-    """Yield checkpoints, the newest first, without ``best_*``, which cannot be resumed."""
+    folders = {work_dir, Path(out_dir) / work_dir.name if out_dir else work_dir}
+    folders.add(named.parent if named is not None else work_dir)
     files = [
         file
         for folder in folders
         for file in folder.glob('*.pth')
-        if not file.name.startswith(('.', 'best_')) and file.is_file() and file != but
+        if not file.name.startswith(('.', 'best_')) and file.is_file() and file != named
     ]
-    yield from sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 
 def _find_damage(file: Path) -> str:
     """Return the reason why a file cannot be resumed from, or an empty string."""
-    lacking = []
+    if file.is_dir():  # FSDP and DeepSpeed save a file for each process
+        return ''
     try:
         checkpoint = read_checkpoint(file)
         lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
