@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
-from mmseg_repvgg.models.arch import RepVGGArch, get_arch
+from mmseg_repvgg.models.arch import get_arch
 from mmseg_repvgg.models.backbone import DilatedRepVGG
+from mmseg_repvgg.registration import with_our_import
 from mmseg_repvgg.swap_backbone.bases import find_config, load_base, reference
-from mmseg_repvgg.swap_backbone.features import (
+from mmseg_repvgg.swap_backbone.config_text import assignment
+from mmseg_repvgg.swap_backbone.feature_maps import (
     CannotSwapError,
     FeatureMap,
     backbone_maps,
@@ -28,7 +29,6 @@ from mmseg_repvgg.swap_backbone.features import (
 from mmseg_repvgg.swap_backbone.heads import changed_model
 from mmseg_repvgg.swap_backbone.schedule import changed_schedule
 from mmseg_repvgg.swap_backbone.stages import Stages, stages_for
-from mmseg_repvgg.swap_backbone.text import assignment
 
 PUBLISHED_WEIGHTS = 'published'
 IMAGENET_MEAN = [123.675, 116.28, 103.53]
@@ -104,25 +104,22 @@ def swap_backbone(
     old = backbone_maps(replaced, settings)
     stages = stages_for(settings, old, row, variant)
     new = stages.maps(row)
-    source = _weights(arch, weights)
-    model = dict(
-        _without_pretrained(cfg.model),
-        backbone=_backbone(settings, arch, stages, source),
-        **changed_model(cfg.model, old, new),
-    )
-    schedule, notes = changed_schedule(cfg, _parameters(replaced), _parameters(_build_on_meta(row)))
+    backbone = _backbone(settings, arch, stages, weights)
+    without = {key: None for key in ('pretrained', 'init_cfg') if cfg.model.get(key) is not None}
+    model = dict(without, backbone=backbone, **changed_model(cfg.model, old, new))
+    with torch.device('meta'):
+        schedule, notes = changed_schedule(cfg, replaced, DilatedRepVGG(row))
     sections = dict(
-        custom_imports=_imports(cfg),
+        custom_imports=dict(with_our_import(cfg.get('custom_imports')), allow_failed_imports=False),
         **({'load_from': None} if cfg.get('load_from') else {}),
         model=model,
         **schedule,
         custom_hooks=_hooks(cfg),
     )
-    command = _command(config, out, arch, variant, weights)
-    raw = 'r' if '\\' in command else ''  # a Windows path
-    header = DOCSTRING.format(raw=raw, title=_title(path, arch, row), command=command)
+    name = f'RepVGG-{arch}' if isinstance(arch, str) else f'a RepVGG of {row.num_blocks} layers'
+    header = _header(f'{path.stem} on {name}', config, out, arch, variant, weights)
     _write(out, reference(path, out), header, sections)
-    notes += _model_notes(cfg.model, arch, source)
+    notes += _model_notes(cfg.model, backbone)
     maps = tuple(zip(old, new, strict=True))
     return SwapReport(out, path, settings['type'], maps, tuple(notes))
 
@@ -142,7 +139,7 @@ def _backbone_of(cfg: Config) -> dict[str, Any]:
 
 
 def _backbone(
-    old: Mapping[str, Any], arch: str | Mapping[str, Any], stages: Stages, weights: str | None
+    old: Mapping[str, Any], arch: str | Mapping[str, Any], stages: Stages, weights: str
 ) -> dict[str, Any]:
     norm = (old.get('norm_cfg') or {}).get('type')
     backbone: dict[str, Any] = dict(
@@ -161,52 +158,24 @@ def _backbone(
         comparable = key != 'frozen_stages' or 'depth' in old
         if comparable and old.get(key, default) != default:
             backbone[key] = old[key]
-    if weights is not None:
-        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=weights, prefix='backbone.')
+    published = PUBLISHED.get(arch) if isinstance(arch, str) else None
+    source = {PUBLISHED_WEIGHTS: published, 'none': None}.get(weights, weights)
+    if source is not None:
+        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
     return backbone
 
 
-def _weights(arch: str | Mapping[str, Any], weights: str) -> str | None:
-    if weights == PUBLISHED_WEIGHTS:
-        return PUBLISHED.get(arch) if isinstance(arch, str) else None
-    return None if weights == 'none' else weights
-
-
-def _without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Switch off the weights of the whole model and of the old backbone."""
-    return {key: None for key in ('pretrained', 'init_cfg') if model.get(key) is not None}
-
-
-def _build_on_meta(row: RepVGGArch) -> DilatedRepVGG:
-    with torch.device('meta'):
-        return DilatedRepVGG(row)
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_parameters()]
-
-
-def _model_notes(
-    model: Mapping[str, Any], arch: str | Mapping[str, Any], weights: str | None
-) -> list[str]:
+def _model_notes(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
     notes = []
-    if weights is None:
-        notes.append(f'no ImageNet weights for {arch}: the backbone is trained from scratch')
     mean = (model.get('data_preprocessor') or {}).get('mean')
-    if weights is not None and list(mean or IMAGENET_MEAN) != IMAGENET_MEAN:
+    if 'init_cfg' not in backbone:
+        arch = backbone['arch']
+        notes.append(f'no ImageNet weights for {arch}: the backbone is trained from scratch')
+    elif list(mean or IMAGENET_MEAN) != IMAGENET_MEAN:
         notes.append(f"images have the base's mean {mean}, the weights are for {IMAGENET_MEAN}")
     if model['backbone'].get('multi_grid'):
         notes.append(f'multi_grid={model["backbone"]["multi_grid"]} has no equivalent in RepVGG')
     return notes
-
-
-def _imports(cfg: Config) -> dict[str, Any]:
-    imports = (cfg.get('custom_imports') or {}).get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    return dict(
-        imports=[*imports, *(['mmseg_repvgg'] if 'mmseg_repvgg' not in imports else [])],
-        allow_failed_imports=False,
-    )
 
 
 def _hooks(cfg: Config) -> list[Any]:
@@ -214,18 +183,17 @@ def _hooks(cfg: Config) -> list[Any]:
     return hooks if any(h.get('type') == HOOK['type'] for h in hooks) else [*hooks, HOOK]
 
 
-def _title(path: Path, arch: str | Mapping[str, Any], row: RepVGGArch) -> str:
-    name = f'RepVGG-{arch}' if isinstance(arch, str) else f'a RepVGG of {row.num_blocks} layers'
-    return f'{path.stem} on {name}'
-
-
-def _command(config: Any, out: Path, arch: Any, variant: str | None, weights: str) -> str:
+def _header(
+    title: str, config: Any, out: Path, arch: Any, variant: str | None, weights: str
+) -> str:
     words = ['python', 'tools/swap_backbone.py', os.fspath(config), str(out), '--arch', str(arch)]
     if variant:
         words += ['--variant', variant]
     if weights != PUBLISHED_WEIGHTS:
         words += ['--weights', weights]
-    return shlex.join(words)
+    command = shlex.join(words)
+    raw = 'r' if '\\' in command else ''  # a Windows path
+    return DOCSTRING.format(raw=raw, title=title, command=command)
 
 
 def _write(out: Path, base: str, header: str, sections: Mapping[str, Any]) -> None:

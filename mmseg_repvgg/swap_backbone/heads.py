@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmseg_repvgg.swap_backbone.features import CannotSwapError, FeatureMap, neck_maps
+from mmseg_repvgg.swap_backbone.feature_maps import CannotSwapError, FeatureMap, neck_maps
 
 NESTED_HEADS = ('kernel_generate_head',)
 """Heads inside another head that read the maps (K-Net)."""
@@ -59,40 +59,45 @@ def changed_head(
     for nested in NESTED_HEADS:
         if nested in head:
             return {nested: changed_head(head[nested], old, new, f'{where}.{nested}')}
-    channels, several = head.get('in_channels'), isinstance(head.get('in_channels'), (list, tuple))
     read = _maps_read(head, len(old), where)
-    _require_channels(channels if several else [channels], [old[i] for i in read], where)
-    changes: dict[str, Any] = {}
-    _set(changes, 'in_channels', channels, [new[i].channels for i in read])
+    before, after = ([maps[i] for i in read] for maps in (old, new))
+    changes = _changed(head, 'in_channels', 'channels', before, after, where)
     for key in STRIDE_KEYS:
         if key in head:
-            _require_strides(head[key], [old[i] for i in read], f'{where}.{key}')
-            _set(changes, key, head[key], [new[i].stride for i in read])
+            changes |= _changed(head, key, 'stride', before, after, where)
     if head.get('c1_in_channels'):  # DeepLabV3+ also reads the first map
-        _require_channels([head['c1_in_channels']], old[:1], f'{where}.c1')
-        _set(changes, 'c1_in_channels', head['c1_in_channels'], [new[0].channels])
+        changes |= _changed(head, 'c1_in_channels', 'channels', old[:1], new[:1], where)
     return changes
 
 
 def _changed_neck(
     neck: Mapping[str, Any], old: Sequence[FeatureMap], new: Sequence[FeatureMap]
 ) -> dict[str, Any]:
-    channels = neck.get('in_channels')
+    where, channels = f'the neck {neck.get("type")}', neck.get('in_channels')
     if not isinstance(channels, (list, tuple)):
+        raise CannotSwapError(f'{where} has in_channels={channels}, not one number per map')
+    return _changed(neck, 'in_channels', 'channels', old, new, where)
+
+
+def _changed(
+    settings: Mapping[str, Any],
+    key: str,
+    field: str,
+    old: Sequence[FeatureMap],
+    new: Sequence[FeatureMap],
+    where: str,
+) -> dict[str, Any]:
+    """What changes in a setting that holds a field of the old maps, as a number or a list."""
+    given: Any = settings.get(key)
+    before, after = ([getattr(m, field) for m in maps] for maps in (old, new))
+    is_list = isinstance(given, (list, tuple))
+    if (list(given) if is_list else [given]) != before:
         raise CannotSwapError(
-            f'the neck {neck.get("type")} has in_channels={channels}, not one number per map'
+            f"{where} has {key}={given}, but the maps that it reads from the config's own backbone "
+            f'have {before}: what the setting means is not understood'
         )
-    _require_channels(channels, old, f'the neck {neck.get("type")}')
-    changes: dict[str, Any] = {}
-    _set(changes, 'in_channels', channels, [m.channels for m in new])
-    return changes
-
-
-def _set(changes: dict[str, Any], key: str, before: Any, after: list[int]) -> None:
-    """Set what differs and keep its type: mmseg's JPU needs tuples."""
-    value = type(before)(after) if isinstance(before, (list, tuple)) else after[0]
-    if value != before:
-        changes[key] = value
+    value = type(given)(after) if is_list else after[0]  # mmseg's JPU needs tuples
+    return {} if value == given else {key: value}
 
 
 def _maps_read(head: Mapping[str, Any], count: int, where: str) -> list[int]:
@@ -104,24 +109,6 @@ def _maps_read(head: Mapping[str, Any], count: int, where: str) -> list[int]:
     if not all(-count <= i < count for i in read):
         raise CannotSwapError(f'{where} has in_index={index}, but there are {count} maps')
     return [i % count for i in read]
-
-
-def _require_channels(channels: Any, maps: Sequence[FeatureMap], where: str) -> None:
-    actual = [m.channels for m in maps]
-    if list(channels) != actual:
-        raise CannotSwapError(
-            f'{where} expects {list(channels)} channels, but the maps that it reads from the '
-            f"config's own backbone have {actual}: what it reads is not understood"
-        )
-
-
-def _require_strides(strides: Sequence[int], maps: Sequence[FeatureMap], where: str) -> None:
-    actual = [m.stride for m in maps]
-    if list(strides) != actual:
-        raise CannotSwapError(
-            f"{where} is {list(strides)}, but the maps of the config's own backbone have strides "
-            f'{actual}: what it means is not understood'
-        )
 
 
 def _check_deepest_is_read(decode_head: Any, count: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
 WARM_UP: dict[str, Any] = dict(
     type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000
@@ -22,20 +23,20 @@ BY_DEPTH = ('LayerDecayOptimizerConstructor', 'LearningRateDecayOptimizerConstru
 
 
 def changed_schedule(
-    cfg: Config, old_names: Iterable[str], new_names: Iterable[str]
+    cfg: Config, old: nn.Module, new: nn.Module
 ) -> tuple[dict[str, Any], list[str]]:
     """The training settings that change with the backbone, and notes for the user.
 
     Args:
         cfg: The base config.
-        old_names: Names of the parameters of its own backbone.
-        new_names: Names of the parameters of the new backbone.
+        old: Its own backbone.
+        new: The new backbone.
     """
     changes: dict[str, Any] = {}
     notes = []
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
-        kept, dropped = _drop_old_layers(wrapper, old_names, new_names)
+        kept, dropped = _drop_old_layers(wrapper, old, new)
         if dropped:
             changes['optim_wrapper'] = dict(_delete_=True, **kept)
             notes.append(f"left out of the base's optim_wrapper: {', '.join(dropped)}")
@@ -53,7 +54,7 @@ def changed_schedule(
 
 
 def _drop_old_layers(
-    wrapper: Mapping[str, Any], old_names: Iterable[str], new_names: Iterable[str]
+    wrapper: Mapping[str, Any], old: nn.Module, new: nn.Module
 ) -> tuple[dict[str, Any], list[str]]:
     """The optimizer without settings for layers of the old backbone, and their names."""
     kept = dict(wrapper)
@@ -62,11 +63,12 @@ def _drop_old_layers(
         kept.pop('paramwise_cfg', None)
         return kept, [f'{wrapper["constructor"]} and its paramwise_cfg']
     paramwise = dict(wrapper.get('paramwise_cfg') or {})
-    old, new = ([f'backbone.{name}' for name in names] for names in (old_names, new_names))
+
+    def names(key: str, backbone: nn.Module) -> bool:
+        return any(key in f'backbone.{name}' for name, _ in backbone.named_parameters())
+
     dropped = [
-        key
-        for key in paramwise.get('custom_keys', {})
-        if any(key in name for name in old) and not any(key in name for name in new)
+        key for key in paramwise.get('custom_keys', {}) if names(key, old) and not names(key, new)
     ]
     if dropped:
         keys = {k: v for k, v in paramwise['custom_keys'].items() if k not in dropped}

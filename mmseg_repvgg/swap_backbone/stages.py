@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmseg_repvgg.models.arch import RepVGGArch
-from mmseg_repvgg.swap_backbone.features import CannotSwapError, FeatureMap
+from mmseg_repvgg.swap_backbone.feature_maps import CannotSwapError, FeatureMap
 
 VARIANTS = ('full', 'fast', 'none')
 """The dilations of the paper's section 4.3, full and fast, or none."""
@@ -60,13 +60,11 @@ def stages_for(
         raise ValueError(f'num_blocks={arch.num_blocks} must have 4 entries, one per stage')
     out_indices = _out_indices(backbone, maps)
     count = out_indices[-1] + 1
-    if variant == 'none':
-        return Stages(out_indices, (2, 2, 2, 2)[:count], (1, 1, 1, 1)[:count])
-    if variant == 'full':
-        return Stages(out_indices, (2, 2, 1, 1)[:count], (1, 1, 2, 4)[:count])
-    if variant == 'fast':
-        return Stages(out_indices, (2, 2, 1, 1)[:count], _fast_dilations(arch)[:count])
-    return _follow_backbone(backbone, dict(zip(out_indices, maps, strict=True)))
+    if variant is None:
+        return _follow_backbone(backbone, dict(zip(out_indices, maps, strict=True)))
+    strides = (2, 2, 2, 2) if variant == 'none' else (2, 2, 1, 1)
+    dilations = dict(none=(1, 1, 1, 1), full=(1, 1, 2, 4), fast=_fast_dilations(arch))[variant]
+    return Stages(out_indices, strides[:count], dilations[:count])
 
 
 def _out_indices(backbone: Mapping[str, Any], maps: Sequence[FeatureMap]) -> tuple[int, ...]:

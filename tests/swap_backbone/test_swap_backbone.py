@@ -19,7 +19,7 @@ from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 from mmseg_repvgg.reparam import compare
 from mmseg_repvgg.swap_backbone import CannotSwapError, swap_backbone
 from mmseg_repvgg.swap_backbone.bases import find_config, shipped_configs
-from mmseg_repvgg.swap_backbone.text import written
+from mmseg_repvgg.swap_backbone.config_text import written
 from tests.common import TINY, randomise_batchnorms, runner_cfg
 from tests.swap_backbone.families import PASSED, outcome, swapped, sweep, table
 
