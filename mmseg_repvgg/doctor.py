@@ -92,17 +92,9 @@ def check_torch() -> str:
     return found
 
 
-def check_import(module: str, package: str) -> str:
+def check_import(module: str) -> str:
     """A module imports."""
-    import_module(module)
-    return version(package)
-
-
-def check_opencv() -> str:
-    """OpenCV imports, also where there is no screen."""
-    import cv2
-
-    return str(cv2.__version__)
+    return str(import_module(module).__version__)
 
 
 def check_mm(module: str, *parts: str) -> str:
@@ -176,11 +168,12 @@ def check_reading() -> str:
     raise RuntimeError("mmengine's loader ran what was in a file: our reader is not installed")
 
 
-def check_runtime(module: str, package: str) -> str:
+def check_runtime(package: str) -> str:
     """A runtime for exported models imports."""
-    if find_spec(module) is None:
+    if find_spec(package) is None:
         raise Absent(f'{package} is not installed (optional)', f'pip install {package}')
-    return check_import(module, package)
+    import_module(package)
+    return version(package)
 
 
 def check_cuda() -> str:
@@ -203,17 +196,13 @@ def _reinstall(*names: str) -> str:
 def _reinstall_package() -> str:
     """The command that reinstalls this package, from the checkout or from where pip got it."""
     checkout = Path(__file__).resolve().parents[1]
-    if _is_checkout(checkout):
+    if (checkout / 'setup.py').is_file():
         return _reinstall('--no-deps', str(checkout))
     try:
         source = distribution('mmseg-repvgg').read_text('direct_url.json')
     except PackageNotFoundError:
         source = None
     return _reinstall('--no-deps', json.loads(source)['url'] if source else 'mmseg-repvgg')
-
-
-def _is_checkout(folder: Path) -> bool:
-    return (folder / 'setup.py').is_file()
 
 
 def _mm_check(module: str, *after: str, parts: tuple[str, ...], needed: bool = True) -> Check:
@@ -238,9 +227,9 @@ def all_checks() -> tuple[Check, ...]:
     return (
         Check('python', check_python, ''),
         Check('torch', check_torch, pair),
-        Check('torchvision', partial(check_import, 'torchvision', 'torchvision'), pair, torch),
-        Check('numpy', partial(check_import, 'numpy', 'numpy'), _reinstall('numpy')),
-        Check('opencv', check_opencv, headless, ('numpy',)),
+        Check('torchvision', partial(check_import, 'torchvision'), pair, torch),
+        Check('numpy', partial(check_import, 'numpy'), _reinstall('numpy')),
+        Check('opencv', partial(check_import, 'cv2'), headless, ('numpy',)),
         _mm_check('mmengine', *base, parts=('mmengine.runner',)),
         _mm_check('mmcv', *base, 'mmengine', parts=('mmcv.cnn', 'mmcv.ops')),
         _mm_check('mmseg', *mm, parts=('mmseg.models', 'mmseg.apis')),
@@ -250,7 +239,7 @@ def all_checks() -> tuple[Check, ...]:
         Check('fusing', check_fusing, _reinstall_package(), (*torch, *mm)),
         Check('reading', check_reading, _reinstall_package(), (*torch, 'mmengine')),
         *(
-            Check(m.lower(), partial(check_runtime, m, m), _reinstall(m), needed=False)
+            Check(m.lower(), partial(check_runtime, m), _reinstall(m), needed=False)
             for m in ('onnxruntime', 'openvino', 'MNN')
         ),
         Check('cuda', check_cuda, pair, torch, needed=False),
@@ -262,10 +251,8 @@ def examine(checks: tuple[Check, ...] | None = None) -> Iterator[Result]:
     failed: set[str] = set()
     for check in all_checks() if checks is None else checks:
         missing = [name for name in check.after if name in failed]
-        if missing:
-            result = Result(check, 'skipped', f'needs {", ".join(missing)}')
-        else:
-            result = _try(check)
+        needs = f'needs {", ".join(missing)}'
+        result = Result(check, 'skipped', needs) if missing else _try(check)
         if result.state != 'ok':
             failed.add(check.name)
         yield result

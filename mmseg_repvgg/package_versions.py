@@ -96,19 +96,19 @@ def check_module(module: str, found: Providers) -> str:
     given, family = found[module], family_of(found)
     names = ' and '.join(f'{name} {version}' for name, version in given.items())
     if not given:
-        raise Problem(f'{module} is not installed', install_command(module, given, family))
-    if len(given) > 1:
+        text = f'{module} is not installed'
+    elif len(given) > 1:
         text = f'{names} overwrite each other: both provide {module}'
-        raise Problem(text, install_command(module, given, family))
-    ((name, version),) = given.items()
-    row = DISTRIBUTIONS[name]
-    if row.family != family:
-        text = f'{names} is of the {row.family} family, the others are of the {family} family'
-        raise Problem(text, install_command(module, given, family))
-    if not parse(row.lowest) <= parse(version) < parse(row.below):
-        text = f'{names} does not work here; allowed are {row.lowest} <= version < {row.below}'
-        raise Problem(text, install_command(module, given, family))
-    return f'{names} ({family})'
+    else:
+        ((name, version),) = given.items()
+        row = DISTRIBUTIONS[name]
+        if row.family != family:
+            text = f'{names} is of the {row.family} family, the others are of the {family} family'
+        elif not parse(row.lowest) <= parse(version) < parse(row.below):
+            text = f'{names} does not work here; allowed are {row.lowest} <= version < {row.below}'
+        else:
+            return f'{names} ({family})'
+    raise Problem(text, install_command(module, given, family))
 
 
 def install_command(module: str, given: Mapping[str, str], family: str) -> str:

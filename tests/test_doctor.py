@@ -344,7 +344,7 @@ def test_the_command_for_a_module_names_its_distribution(monkeypatch, family, mo
 
 
 def test_reinstalling_where_there_is_no_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, '_is_checkout', lambda folder: False)
+    monkeypatch.setattr(doctor, '__file__', str(tmp_path / 'mmseg_repvgg' / 'doctor.py'))
     fake_package(tmp_path, 'mmseg_repvgg', 'mmseg-repvgg', '9.0')
     url = 'https://example.org/mmseg-repvgg.zip'
     (tmp_path / 'mmseg_repvgg-9.0.dist-info' / 'direct_url.json').write_text(f'{{"url": "{url}"}}')
