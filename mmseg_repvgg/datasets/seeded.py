@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -53,9 +54,6 @@ class SeededIndex(int):
         made.seed = seed
         return made
 
-    def __reduce__(self) -> tuple:  # how it is sent to the workers
-        return SeededIndex.of, (int(self), self.seed)
-
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
@@ -68,18 +66,15 @@ class SeededSampler(Sampler):
     """
 
     def __init__(self, dataset: Sized, sampler: dict[str, Any], seed: int | None = None) -> None:
-        self._settings = dict(sampler), dict(dataset=dataset, seed=seed)
+        defaults = dict(dataset=dataset, seed=seed)
+        self._build = partial(DATA_SAMPLERS.build, sampler, default_args=defaults)
         self.sampler = self._build()
         if seed is None:
             seed = getattr(self.sampler, 'seed', None)
         self.seed = sync_random_seed() if seed is None else seed
-        self._settings[1]['seed'] = self.seed  # a sampler rebuilt by skip_batches draws the same
+        defaults['seed'] = self.seed  # a sampler rebuilt by skip_batches draws the same
         self._first_epoch = self.epoch = 0
         self._resumed: tuple[Iterator[int], int] | None = None
-
-    def _build(self) -> Any:
-        settings, defaults = self._settings
-        return DATA_SAMPLERS.build(dict(settings), default_args=defaults)
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Iterate the indices of this rank."""
