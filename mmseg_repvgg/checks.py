@@ -1,11 +1,18 @@
-"""Checks of what users write into configs; imports nothing heavy."""
+"""Checks of what users give, and lists in their messages; imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any
+
+
+def preview(names: Iterable[object], most: int = 3) -> str:
+    """List the first names for a message: ``a, b, c, ...``; ``none`` if there are none."""
+    shown = [str(name) for name in islice(names, most + 1)]
+    return ', '.join([*shown[:most], '...'] if len(shown) > most else shown) or 'none'
 
 
 def is_integer(value: Any, lowest: int | None = None) -> bool:

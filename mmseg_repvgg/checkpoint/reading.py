@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mmseg_repvgg.checkpoint import torch_file
+from mmseg_repvgg.checkpoint.allowed_names import Refused
 from mmseg_repvgg.checkpoint.names import plain_names, rename
-from mmseg_repvgg.checkpoint.pickled import Refused
+from mmseg_repvgg.checks import preview
 
 EXPECTED = 'a checkpoint written by torch.save, or a .safetensors file'
 DOWNLOAD_AGAIN = 'Delete it and download or copy it again'
@@ -56,16 +57,25 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
         raise FileNotFoundError(
             f'{file} does not exist (looked from {Path.cwd()}). Check the path of the checkpoint'
         )
-    _refuse_other_kinds(file)
-    if _is_safetensors(file):
-        return _read_safetensors(file, map_location)
+    if file.is_dir():
+        raise _wrong(file, 'a folder', 'Give the file inside it')
+    head = _first_bytes(file, 512)
+    _refuse_other_kinds(file, head)
     try:
+        # safetensors: the size of the header, then JSON
+        size, length = file.stat().st_size, int.from_bytes(head[:8], 'little')
+        if file.suffix == '.safetensors' or (head[8:9] == b'{' and length < size):
+            return _read_safetensors(file, size - 8 - length, map_location)
         loaded = torch_file.load(file, map_location)
     except Refused as error:
-        raise _unsafe(file, str(error)) from error
-    except RecursionError as error:
-        raise _unreadable(file, ValueError('its contents are nested too deeply')) from error
-    except (OSError, MemoryError):
+        raise UnsafeCheckpointError(
+            f'{file} asks for {error}, which a checkpoint does not need. It was not run, and '
+            'nothing from the file is used. Get the weights from a source you trust, as a state '
+            'dict (not a pickled model) or as .safetensors. Only if you know what that name does '
+            'and trust it: allow it with torch.serialization.add_safe_globals in your own code '
+            'before reading'
+        ) from error
+    except (OSError, MemoryError, CheckpointError):
         raise
     except Exception as error:  # a damaged file can fail in torch, zip or numpy in many ways
         raise _unreadable(file, error) from error
@@ -98,7 +108,7 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
-            f'no weights found: the checkpoint has the keys {_preview(checkpoint)}. Expected '
+            f'no weights found: the checkpoint has the keys {preview(checkpoint, 8)}. Expected '
             f'tensors by name, or a dict of them under one of {", ".join(WRAPPERS)}'
         )
     plain = plain_names(tensors)
@@ -108,11 +118,17 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(str(error)) from error
 
 
-def _refuse_other_kinds(file: Path) -> None:
+def _first_bytes(file: Path, count: int) -> bytes:
+    try:
+        with file.open('rb') as stream:
+            return stream.read(count)
+    except OSError as error:
+        text = f'{file} cannot be read: {error.strerror or error}. Check that you may read it'
+        raise type(error)(error.errno, text) from error
+
+
+def _refuse_other_kinds(file: Path, head: bytes) -> None:
     """Raise CheckpointError for files that are often mistaken for a checkpoint."""
-    if file.is_dir():
-        raise _wrong(file, 'a folder', 'Give the file inside it')
-    head = _first_bytes(file, 512)
     if not head:
         raise _wrong(file, 'an empty file', DOWNLOAD_AGAIN)
     if head.startswith(b'version https://git-lfs'):
@@ -126,15 +142,6 @@ def _refuse_other_kinds(file: Path) -> None:
         raise _wrong(file, f'text, beginning {head[:40].decode()!r}', DOWNLOAD_AGAIN)
 
 
-def _first_bytes(file: Path, count: int) -> bytes:
-    try:
-        with file.open('rb') as stream:
-            return stream.read(count)
-    except OSError as error:
-        text = f'{file} cannot be read: {error.strerror or error}. Check that you may read it'
-        raise type(error)(error.errno, text) from error
-
-
 def _refuse_other_zips(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
@@ -146,19 +153,10 @@ def _refuse_other_zips(file: Path) -> None:
         raise _wrong(file, 'a TorchScript program', 'It has no checkpoint: use its source .pth')
     if 'data.pkl' not in names:
         hint = 'If the checkpoint is inside, unpack it'
-        raise _wrong(file, f'a zip file of something else ({_preview(names)})', hint)
+        raise _wrong(file, f'a zip file of something else ({preview(names, 8)})', hint)
 
 
-def _is_safetensors(file: Path) -> bool:
-    """Whether a file has the suffix or the start of safetensors: size of the header, then JSON."""
-    if file.suffix == '.safetensors':
-        return True
-    with file.open('rb') as stream:
-        head = stream.read(9)
-    return head[8:] == b'{' and int.from_bytes(head[:8], 'little') < file.stat().st_size
-
-
-def _read_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
+def _read_safetensors(file: Path, rest: int, map_location: Any) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -166,14 +164,14 @@ def _read_safetensors(file: Path, map_location: Any) -> dict[str, Any]:
         raise CheckpointError(
             f'map_location={map_location!r} cannot be used for {file}: give a device, e.g. "cpu"'
         )
-    size, length = file.stat().st_size, int.from_bytes(_first_bytes(file, 8), 'little')
-    if size < 8 + length:
-        raise _unreadable(file, torch_file.CutShort(f'{size} bytes, its header needs {length}'))
+    if rest < 0:
+        raise torch_file.CutShort(f'its header needs {-rest} bytes more')
     try:
         return load_file(file, device=str(map_location or 'cpu'))
     except SafetensorError as error:
-        is_cut = 'incomplete' in str(error).lower()
-        raise _unreadable(file, torch_file.CutShort(error) if is_cut else error) from error
+        if 'incomplete' in str(error).lower():
+            raise torch_file.CutShort(error) from error
+        raise
 
 
 def _wrong(file: Path, found: str, fix: str) -> CheckpointError:
@@ -192,17 +190,3 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
         f'{file} cannot be read: {reason}. Expected {EXPECTED}. Compare it with its source: if '
         'they differ, copy it again'
     )
-
-
-def _unsafe(file: Path, name: str) -> UnsafeCheckpointError:
-    return UnsafeCheckpointError(
-        f'{file} asks for {name}, which a checkpoint does not need. It was not run, and nothing '
-        'from the file is used. Get the weights from a source you trust, as a state dict (not a '
-        'pickled model) or as .safetensors. Only if you know what that name does and trust it: '
-        'allow it with torch.serialization.add_safe_globals in your own code before reading'
-    )
-
-
-def _preview(names: Any) -> str:
-    listed = [str(name) for name in names]
-    return ', '.join(listed[:8]) + (', ...' if len(listed) > 8 else '') or 'none'

@@ -1,5 +1,6 @@
 """Small files that claim to be large are refused at once, without taking memory or time."""
 
+import codecs
 import pickle
 import resource
 import struct
@@ -11,6 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
 
 from mmseg_repvgg.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from tests.checkpoint.payloads import Call, _reconstruct, edit_pickle
@@ -58,6 +61,10 @@ VALUES = {
     'shape that is no number': Call(
         _reconstruct, np.ndarray, (0,), b'b',
         state=(1, ('a', HUGE), np.dtype('f8'), False, bytes(16)),
+    ),
+    'array of lists in a history': Call(
+        HistoryBuffer,
+        state={'_log_history': nested(list), '_count_history': nested(list), 'max_length': 9},
     ),
     'name in an error': Call(np.dtype, nested(list)),
     'method in an error': Call(getattr, np.ndarray, nested(list)),
@@ -145,6 +152,25 @@ def test_shared_lists_are_read_and_written_once(tmp_path):
     read = read_checkpoint(tmp_path / 'x.pth')
     assert read['a'][0] is read['a'][1]
     write_checkpoint(read, tmp_path / 'y.pth')
+
+
+def test_shared_lists_in_a_config_are_walked_once(tmp_path):
+    torch.save(dict(a=Call(ConfigDict, dict(b=nested(list)))), tmp_path / 'x.pth')
+    read = read_checkpoint(tmp_path / 'x.pth')['a']
+    assert type(read) is ConfigDict
+    assert read.b[0] is read.b[1]
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_one_text_is_not_copied_again_and_again(tmp_path, little_memory, zipped):
+    text = 'a' * 1_000_000
+    for count in (4, 4000):
+        copies = [Call(codecs.encode, text, 'latin1') for _ in range(count)]
+        file = tmp_path / f'{count}.pth'
+        torch.save(dict(a=copies), file, _use_new_zipfile_serialization=zipped)
+    assert read_checkpoint(tmp_path / '4.pth')['a'] == [text.encode()] * 4
+    with pytest.raises(CheckpointError, match=r'4000\.pth.*too much'):
+        read_checkpoint(file)
 
 
 def test_attributes_of_a_state_dict_are_not_replaced(tmp_path):
