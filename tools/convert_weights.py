@@ -2,8 +2,8 @@
 
 import argparse
 
-from mmseg_repvgg.checkpoint.convert import convert_weights
 from mmseg_repvgg.checkpoint.names import SCHEMES
+from mmseg_repvgg.checkpoint.writing import convert_weights
 from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.models import arch as arch  # fills the table that identifies the architecture
 

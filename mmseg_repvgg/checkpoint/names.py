@@ -21,6 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmseg_repvgg.checks import preview
+
 BACKBONE = 'backbone.'
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 """Tensors of a conv or a BatchNorm in the block."""
@@ -131,7 +133,7 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
     if scheme is None:
         raise ValueError(
             f'the names are in none of the schemes {", ".join(SCHEMES)}: the first are '
-            f'{", ".join(list(state)[:3])}'
+            f'{preview(state)}'
         )
     source, target = SCHEMES[scheme], SCHEMES[to]
     if source is SCHEMES['ours'] and target is not source:
@@ -265,7 +267,7 @@ def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
         )
     elif model.form == 'deploy' and weights.form == 'training':
         fix = 'Fuse them: python tools/deploy_fuse.py TRAINING_CONFIG CHECKPOINT OUT.pth'
-    elif _classes_differ(model, weights):
+    elif any(weights.classes.get(h, count) != count for h, count in model.classes.items()):
         fix = 'Give the number of classes: --cfg-options ' + ' '.join(
             f'model.{head}.num_classes={count}' for head, count in weights.classes.items()
         )
@@ -296,8 +298,3 @@ def _classes(state: Mapping[str, Tensor]) -> dict[str, int]:
         for name, tensor in state.items()
         if name.endswith(CLASSIFIERS)
     }
-
-
-def _classes_differ(model: Identity, weights: Identity) -> bool:
-    shared = set(model.classes) & set(weights.classes)
-    return any(model.classes[head] != weights.classes[head] for head in shared)

@@ -1,9 +1,10 @@
-"""Writing checkpoints that every reader loads, with a stamp that says what they hold."""
+"""Writes checkpoints that every reader loads, and converts them to other naming schemes."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.names import identify
-from mmseg_repvgg.checkpoint.reading import CheckpointError
+from mmseg_repvgg.checkpoint.names import SCHEMES, identify, scheme_of, translate
+from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
+from mmseg_repvgg.checks import preview
 from mmseg_repvgg.version import __version__
 
 PLAIN = (str, int, float, bool, type(None))
@@ -63,14 +66,53 @@ def make_stamp(state: Mapping[str, Tensor], source: str | Path, **more: Any) -> 
         architecture=found.arch,
         scheme=found.scheme,
         versions={STAMP: __version__, 'torch': str(torch.__version__)},
-        source_sha256=sha256(source),
+        source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
         **more,
     )
 
 
-def sha256(file: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
+    """Write the weights of a checkpoint in another naming scheme.
+
+    Args:
+        source: A checkpoint with RepVGG weights, in training or fused form, in any scheme.
+        out: The file to write, ``.pth`` or ``.safetensors``. A ``.pth`` holds the weights under
+            ``state_dict``, where mmengine, timm and the official code look, and a stamp
+            (:func:`make_stamp`) under ``meta``; a
+            ``.safetensors`` holds the stamp in its header.
+        to: ``ours`` (also mmpretrain's), ``official`` or ``timm``.
+
+    Returns:
+        One line that says what was done.
+
+    Raises:
+        CheckpointError: If ``source`` is not a checkpoint, or holds no RepVGG weights.
+        ValueError: If ``out`` has another suffix or is ``source``, or as
+            :func:`mmseg_repvgg.checkpoint.names.translate`.
+        OSError: If ``out`` cannot be written.
+    """
+    out = Path(out)
+    if out.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'OUT {str(out)!r} must end in .pth or .safetensors')
+    if out.resolve() == Path(source).resolve():
+        raise ValueError(f'OUT {str(out)!r} is SOURCE itself; give another name')
+    state = state_dict_of(read_checkpoint(source))
+    found = scheme_of(state)
+    if found is None:
+        raise CheckpointError(
+            f'{source} holds no RepVGG weights in the names of {", ".join(SCHEMES)}: the first '
+            f'are {preview(state)}'
+        )
+    renamed = {name: t.contiguous() for name, t in translate(state, to).items()}
+    stamp = make_stamp(renamed, source)
+    if out.suffix == '.pth':
+        write_checkpoint(dict(meta={STAMP: stamp}, state_dict=renamed), out)
+    else:
+        with atomic_file(out) as temporary:
+            # not save_file: its errors do not give the reason of a disk error
+            header = {'format': 'pt', STAMP: json.dumps(stamp)}
+            temporary.write_bytes(save(renamed, header))
+    return f'{len(renamed)} tensors: {source} ({found}) -> {out} ({to})'
 
 
 def _check_plain(value: Any, where: str, seen: set[int] | None = None) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mmseg_repvgg.checkpoint import CheckpointError
-from mmseg_repvgg.checkpoint.convert import convert_weights
+from mmseg_repvgg.checkpoint.writing import convert_weights
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.common import TINY
 

@@ -1,7 +1,7 @@
 """Arguments of the backbone, the rewrites, the hooks and the tools."""
 
 from mmseg_repvgg.analysis.time_in_turn import time_in_turn
-from mmseg_repvgg.checkpoint.convert import convert_weights
+from mmseg_repvgg.checkpoint.writing import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.deploy.runtimes import load_runtime

@@ -13,7 +13,7 @@ import pytest
 
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.checkpoint import read_checkpoint
-from mmseg_repvgg.checkpoint.convert import convert_weights
+from mmseg_repvgg.checkpoint.writing import convert_weights
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.deploy.model_description import ModelDescription
