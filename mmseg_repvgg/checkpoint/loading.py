@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,13 +17,9 @@ from mmseg_repvgg.checkpoint.names import (
     translate,
 )
 from mmseg_repvgg.checkpoint.reading import CheckpointError
+from mmseg_repvgg.checks import preview
 from mmseg_repvgg.reparam.rewrites import apply_rewrites
 from mmseg_repvgg.reparam.values import faults
-
-SHOWN = 3
-"""How many names of a long list an error shows."""
-BLOCKS = ('stem.', 'stage_')
-"""Prefixes of a backbone's tensors, in our naming scheme."""
 
 
 def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,37 +73,32 @@ def check_fit(
             another shape, what was found and expected, and the fix.
     """
     own = model.state_dict()
-    missing = [n for n in own if n not in state and not n.endswith('num_batches_tracked')]
-    left_over = [n for n in state if n not in own]
-    shapes = [
-        f'{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}'
-        for n in own
-        if n in state and state[n].shape != own[n].shape
+    shared = [name for name in own if name in state]
+    same_shape = [name for name in shared if state[name].shape == own[name].shape]
+    problems = {
+        'missing': [n for n in _names_without_counters(model) if n not in state],
+        'unexpected': [name for name in state if name not in own],
+        'of another shape': [
+            f'{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}'
+            for name in shared
+            if state[name].shape != own[name].shape
+        ],
+        'of another kind': [
+            f'{name} {state[name].dtype} for {own[name].dtype}'
+            for name in same_shape
+            if own[name].is_floating_point() and not state[name].is_floating_point()
+        ],
+    }
+    fitting = len(same_shape) - len(problems['of another kind'])
+    listed = [
+        f'{len(names)} {what} ({preview(names)})' for what, names in problems.items() if names
     ]
-    kinds = [
-        f'{n} {state[n].dtype} for {own[n].dtype}'
-        for n in own
-        if n in state
-        and own[n].is_floating_point() > state[n].is_floating_point()
-        and state[n].shape == own[n].shape
-    ]
-    fitting = len([n for n in own if n in state]) - len(shapes) - len(kinds)
-    found = '; '.join(
-        f'{len(names)} {what} ({_preview(names)})'
-        for what, names in {
-            'missing': missing,
-            'unexpected': left_over,
-            'of another shape': shapes,
-            'of another kind': kinds,
-        }.items()
-        if names
-    )
-    enough = not found if required >= 1 else fitting >= required * len(own)
+    enough = not listed if required >= 1 else fitting >= required * len(own)
     if enough:
-        return f'{fitting} of {len(own)} tensors loaded from {source}{found and "; " + found}'
+        return '; '.join([f'{fitting} of {len(own)} tensors loaded from {source}', *listed])
     raise CheckpointError(
-        f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; {found}. '
-        f'{explain(own, state)}'
+        f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; '
+        f'{"; ".join(listed)}. {explain(own, state)}'
     )
 
 
@@ -146,48 +137,35 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
             shape, or the blocks are of another variant.
     """
     check_sound(state, source)
-    own = model.state_dict()
-    scheme = scheme_of(state)
+    own, scheme, block_of = model.state_dict(), scheme_of(state), SCHEMES['ours'].block
     try:
         ours = translate(state, 'ours') if scheme else state
         ours = fused_state(model, rename(ours, lambda name: name.removeprefix(BACKBONE)))
     except ValueError as error:
-        raise (
-            error
-            if isinstance(error, CheckpointError)
-            else CheckpointError(f'{source} cannot be loaded: {error}')
-        ) from error
+        raise CheckpointError(f'{source} cannot be loaded: {error}') from error
     found = {name: ours[name] for name in own if name in ours}
     if scheme is None and not found:
         raise CheckpointError(
             f'{source} holds no RepVGG weights: none of its {len(state)} tensors '
-            f'({_preview(list(state))}) is named as in {", ".join(SCHEMES)}'
+            f'({preview(state)}) is named as in {", ".join(SCHEMES)}'
         )
+    is_complete = set(_names_without_counters(model)) <= set(found)
+    of_blocks = {name: tensor for name, tensor in ours.items() if block_of(name)}
+    check_fit(model, found if is_complete else of_blocks, source)
+    blocks = {split[0] for name in own if (split := block_of(name))}
     left = [name for name in ours if name not in own]
-    if any(name not in found for name in own if not name.endswith('num_batches_tracked')):
-        check_fit(model, {n: t for n, t in ours.items() if n.startswith(BLOCKS)}, source)  # raises
-    of_blocks = [name for name in left if name.startswith(tuple(_block_prefixes(own)))]
-    if of_blocks:
+    wrong = [name for name in left if (split := block_of(name)) and split[0] in blocks]
+    if wrong:
         raise CheckpointError(
-            f'{source} holds {len(of_blocks)} tensors that the blocks of the model do not have '
-            f"({_preview(of_blocks)}): give the backbone the 'block' and 'branches' that it was "
+            f'{source} holds {len(wrong)} tensors that the blocks of the model do not have '
+            f"({preview(wrong)}): give the backbone the 'block' and 'branches' that it was "
             'trained with'
         )
-    load_strictly(model, found, source)
-    note = f'; not loaded: {len(left)} ({_preview(left)})' if left else ''
+    model.load_state_dict(found, strict=False)
+    note = f'; not loaded: {len(left)} ({preview(left)})' if left else ''
     return (
         f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme or "ours"}){note}'
     )
-
-
-def _block_prefixes(names: Iterable[str]) -> set[str]:
-    """Return the prefixes of the blocks in a backbone with our names: ``stage_1.0.``, ``stem.``."""
-    found = {name: SCHEMES['ours'].block(name) for name in names}
-    return {name[: len(name) - len(split[1])] for name, split in found.items() if split}
-
-
-def _preview(names: list[str]) -> str:
-    return ', '.join(names[:SHOWN]) + ', ...' * (len(names) > SHOWN)
 
 
 def accept_training_weights(model: nn.Module) -> None:
@@ -225,10 +203,10 @@ def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> N
     if not getattr(model, 'deploy', True):
         return  # a backbone in training form
     given = {n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)}
-    if _names_without_counters(model) <= set(given):
+    if set(_names_without_counters(model)) <= set(given):
         return
     training = model.training_form()
-    if not _names_without_counters(training) <= set(given):
+    if not set(_names_without_counters(training)) <= set(given):
         return  # not its training weights either: the caller reports what does not fit
     own = training.state_dict()
     if any(given[name].shape != own[name].shape for name in own if name in given):
@@ -241,6 +219,6 @@ def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> N
     state.update({prefix + name: value for name, value in training.state_dict().items()})
 
 
-def _names_without_counters(model: nn.Module) -> set[str]:
-    """Names of a model's tensors, without the counters that old checkpoints lack."""
-    return {name for name in model.state_dict() if not name.endswith('num_batches_tracked')}
+def _names_without_counters(model: nn.Module) -> list[str]:
+    """Names of a model's tensors, in order, without the counters that old checkpoints lack."""
+    return [name for name in model.state_dict() if not name.endswith('num_batches_tracked')]

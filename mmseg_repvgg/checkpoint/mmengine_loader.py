@@ -16,18 +16,10 @@ from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
 
 _FOLDER = 'https://download.openmmlab.com/mmclassification/v0/repvgg/'
 _HASHES = {
-    'A0': '60ae8e23',
-    'A1': 'f81bf3df',
-    'A2': 'a8767caf',
-    'B0': '5091ecc7',
-    'B1': 'd17c45e7',
-    'B1g2': 'ae6428fd',
-    'B1g4': 'a7a4aaea',
-    'B2': 'd8b420ef',
-    'B2g4': '0c1990eb',
-    'B3': '927a329a',
-    'B3g4': 'e01cb280',
-}
+    'A0': '60ae8e23', 'A1': 'f81bf3df', 'A2': 'a8767caf', 'B0': '5091ecc7', 'B1': 'd17c45e7',
+    'B1g2': 'ae6428fd', 'B1g4': 'a7a4aaea', 'B2': 'd8b420ef', 'B2g4': '0c1990eb',
+    'B3': '927a329a', 'B3g4': 'e01cb280',
+}  # fmt: skip
 
 PUBLISHED = {
     **{
