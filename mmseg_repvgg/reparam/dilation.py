@@ -9,6 +9,8 @@ run of convs of the same dilation needs the two reshapes only once.
 If d does not divide H and W, the map is padded with zeros at its lower and right border. Bias and
 activation make this padding nonzero, so it is reset to zero after every layer except the run's
 last, and is cut off at the end.
+
+What depends on the size of the map stands in functions that ``torch.fx`` does not trace but calls.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from mmseg_repvgg.reparam.module_hooks import has_hooks
 Layers = Sequence[Callable[[Tensor], Tensor]]
 
 
+@torch.fx.wrap
 def to_sub_maps(x: Tensor, dilation: int) -> Tensor:
     """Split maps into their interleaved sub-maps.
 
@@ -47,6 +50,7 @@ def to_sub_maps(x: Tensor, dilation: int) -> Tensor:
     )
 
 
+@torch.fx.wrap
 def from_sub_maps(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
     """Undo :func:`to_sub_maps`: (d * d * N, C, h, w) -> (N, C, H, W), with ``size`` = (H, W)."""
     channels, h, w = x.shape[1:]
@@ -54,6 +58,24 @@ def from_sub_maps(x: Tensor, dilation: int, size: Sequence[int]) -> Tensor:
     x = x.reshape(-1, channels, h * dilation, w * dilation)
     # a copy: on a view, an activation in place would be exported as a scatter
     return x[:, :, : size[0], : size[1]].contiguous()
+
+
+@torch.fx.wrap
+def mask_of_padding(x: Tensor, dilation: int) -> Tensor | None:
+    """What the sub-maps of ``x`` are multiplied by to reset their padding.
+
+    Returns:
+        (d * d * N, 1, h, w): 1 inside the map and 0 in the padding; None if there is no padding.
+    """
+    batch, _, *size = x.shape
+    if not any(length % dilation for length in size):
+        return None
+    return to_sub_maps(x.new_ones(batch, 1, *size), dilation)
+
+
+@torch.fx.wrap
+def _reset_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
 
 
 def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
@@ -68,14 +90,10 @@ def run_on_sub_maps(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     Returns:
         (N, C_out, H, W).
     """
-    batch, size = x.shape[0], x.shape[2:]
-    is_padded = any(length % dilation for length in size)
-    inside = to_sub_maps(x.new_ones(batch, 1, *size), dilation) if is_padded else None
-    x = to_sub_maps(x, dilation)
-    for position, layer in enumerate(layers, start=1):
-        x = layer(x)
-        if inside is not None and position < len(layers):
-            x = x * inside
+    size, mask = x.shape[2:], mask_of_padding(x, dilation)
+    x = layers[0](to_sub_maps(x, dilation))
+    for layer in layers[1:]:
+        x = layer(_reset_padding(x, mask))
     return from_sub_maps(x, dilation, size)
 
 
@@ -160,9 +178,19 @@ def _run(
     run: Callable[[Layers, Tensor, int], Tensor], layers: Layers, x: Tensor, dilation: int
 ) -> Tensor:
     """Run layers on sub-maps; maps may be unbatched and in any memory format."""
+    return _restore_layout(run(layers, _as_batch(x), dilation), x)
+
+
+@torch.fx.wrap
+def _as_batch(x: Tensor) -> Tensor:
+    return x[None] if x.dim() == 3 else x
+
+
+@torch.fx.wrap
+def _restore_layout(out: Tensor, x: Tensor) -> Tensor:
+    """``out`` (N, C, H, W) unbatched, or in the memory format, as ``x``."""
     if x.dim() == 3:
-        return run(layers, x[None], dilation)[0]
-    out = run(layers, x, dilation)
+        return out[0]
     # in this order: torch.vmap does not know other memory formats
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         out = out.contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ RepVGG-B2 at 713x713 this removes 76 of the head's 172 GMACs, and the concat of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,6 +57,19 @@ def shifted_by_taps(matrix: Tensor) -> Tensor:
     return torch.cat([padded[tap : tap + length] for tap in range(TAPS)], dim=1)
 
 
+@torch.fx.wrap
+def axis_matrices(x: Tensor, scales: Sequence[int], align_corners: bool) -> tuple[Axis, Axis]:
+    """The matrices of the vertical and the horizontal axis of ``x`` (N, C, H, W)."""
+
+    def of_axis(length: int) -> Axis:
+        pool = [pooling_matrix(length, scale) for scale in scales]
+        upsampling = [upsampling_matrix(scale, length, align_corners) for scale in scales]
+        return Axis([m.to(x) for m in pool], [shifted_by_taps(m).to(x) for m in upsampling])
+
+    with torch.inference_mode(False), torch.no_grad():  # to be usable in all modes
+        return of_axis(x.shape[2]), of_axis(x.shape[3])
+
+
 class PyramidBottleneck(nn.Module):
     """The pyramid and the bottleneck of a head in one: (N, C, H, W) -> (N, C_out, H, W).
 
@@ -88,7 +102,8 @@ class PyramidBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C_out, H, W)."""
-        vertical, horizontal = self._matrices(x)
+        axes = self._matrices(x)
+        vertical, horizontal = axes[0], axes[1]  # without unpacking, for torch.fx
         pooled_along_x = (x @ torch.cat(horizontal.pool).T).split(self.scales, dim=3)
         rows = []
         for i in range(len(self.scales)):
@@ -103,25 +118,19 @@ class PyramidBottleneck(nn.Module):
     def _matrices(self, x: Tensor) -> tuple[Axis, Axis]:
         """The matrices for the size, dtype and device of ``x``; the last ones are cached.
 
-        Threads may use several sizes at once, so the cached entry is replaced, never changed.
+        Threads may use several sizes at once, so the cached entry is replaced, never changed. A
+        graph of ``torch.fx`` computes them in every call.
         """
+        if isinstance(x, torch.fx.Proxy):
+            return axis_matrices(x, self.scales, self.align_corners)
         key = (*x.shape[2:], x.dtype, x.device)
         axes = self._axes.get(key)
         is_fake = isinstance(x, FakeTensor) and not torch.compiler.is_exporting()
         if axes is None or is_fake:
-            with torch.inference_mode(False), torch.no_grad():  # to be usable in all modes
-                axes = self._axis(x.shape[2], x), self._axis(x.shape[3], x)
+            axes = axis_matrices(x, self.scales, self.align_corners)
             if not torch.compiler.is_compiling() and type(axes[0].pool[0]) is Tensor:
                 self._axes = {key: axes}
         return axes
-
-    def _axis(self, length: int, like: Tensor) -> Axis:
-        pool = [pooling_matrix(length, scale) for scale in self.scales]
-        spread = [
-            shifted_by_taps(upsampling_matrix(scale, length, self.align_corners))
-            for scale in self.scales
-        ]
-        return Axis([m.to(like) for m in pool], [m.to(like) for m in spread])
 
 
 class NoPyramid(nn.Module):

@@ -308,6 +308,24 @@ def test_it_compiles_without_a_break() -> None:
         torch.testing.assert_close(compiled(x), after(x), rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize('size', [(8, 8), (9, 11)], ids=['no padding', 'padding'])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'unbatched'])
+def test_torch_fx_traces_one_graph_for_every_size_and_layout(size, layout) -> None:
+    lone = nn.Sequential(nn.Conv2d(4, 4, 3, padding=3, dilation=3).double())
+    for model in (fused_run((1, 2, 2, 4)), lone):
+        after, _ = undilated(model)
+        graph = torch.fx.symbolic_trace(after)
+        x = torch.randn(2, 4, *size, dtype=torch.float64)
+        if layout == 'channels_last':
+            model, graph, x = (t.to(memory_format=torch.channels_last) for t in (model, graph, x))
+        elif layout == 'unbatched':
+            x = x[0]
+        found = graph(x)
+        torch.testing.assert_close(found, model(x), rtol=0, atol=EXACT)
+        if layout == 'channels_last':
+            assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_squeeze_excitation_ends_a_run() -> None:
     """It averages over the whole map, so that it cannot run on sub-maps."""
     torch.manual_seed(0)
