@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.time_in_turn import paired_ratio, time_in_turn
-from mmseg_repvgg.benchmark.forward import scene
-from mmseg_repvgg.benchmark.networks import Logits, calibrated_segmentor
+from mmseg_repvgg.benchmark.networks import Logits, calibrated_segmentor, scene
 from mmseg_repvgg.benchmark.training import KINDS, backbone
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.reparam.equivalence import compare, difference, model_outputs, tolerance_of

@@ -8,11 +8,10 @@ import argparse
 import os
 from pathlib import Path
 
-from mmseg_repvgg.benchmark.execution import EXECUTIONS
+from mmseg_repvgg.benchmark.forward import EXECUTIONS
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.benchmark.record import Record, joined
-from mmseg_repvgg.benchmark.run import run_benchmark, write
-from mmseg_repvgg.benchmark.suites import SUITES
+from mmseg_repvgg.benchmark.run import SUITES, run_benchmark, write
 from mmseg_repvgg.command_line import user_errors
 
 

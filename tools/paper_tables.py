@@ -8,10 +8,8 @@ from mmseg_repvgg.analysis.paper_tables import table_2_and_3, table_4_and_5
 def main() -> None:
     """Print both pairs of tables as Markdown."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    for table in (table_2_and_3, table_4_and_5):
-        for line in table():
-            print(line, flush=True)
-        print()
+    print(table_2_and_3(), flush=True)
+    print(f'\n{table_4_and_5()}\n')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 WINOGRAD = 4 / 9
 """Multiplications of a 3x3 conv with F(2x2, 3x3) Winograd, as a share of those without."""
+MAX_GROUPS = 4
+"""Groups of a 3x3 conv up to which the paper counts it as accelerated."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def count(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int = 
         features = weights // module.weight.shape[0]
         flops = output.numel() * features
         is_3x3 = isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
-        winograd = is_3x3 and module.stride == (1, 1) and _is_accelerated(module)
+        winograd = is_3x3 and module.stride == (1, 1) and module.groups <= MAX_GROUPS
         totals['flops'] += flops
         totals['wino_muls'] += flops * (WINOGRAD if winograd else 1)
         if id(module) not in seen:
@@ -62,7 +64,3 @@ def count(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int = 
         for handle in handles:
             handle.remove()
     return Complexity(**totals)
-
-
-def _is_accelerated(conv: nn.Conv2d) -> bool:
-    return conv.groups <= 4

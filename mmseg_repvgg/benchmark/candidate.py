@@ -16,7 +16,7 @@ NETWORKS = 'mmseg_repvgg.benchmark.networks'
 class Candidate:
     """A row of a benchmark, before it is built."""
 
-    name: str  # unique within a benchmark
+    name: str  # unique within a group
     builder: str  # 'module:function', which returns a Built
     settings: dict[str, Any] = field(default_factory=dict)  # builder's arguments, JSON types only
     examples: int = 1  # images a call takes
@@ -48,3 +48,4 @@ class Outcome:
     peak_memory: int | None = None  # bytes, of the whole process (on a GPU: allocated there)
     failure: str | None = None  # why there are no figures
     output: np.ndarray | None = None  # class indices
+    agreement: float | None = None  # share of outputs with the same class as the reference's

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
-from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
 from mmseg_repvgg.benchmark.record import Record, Row
 from mmseg_repvgg.markdown import markdown_table
+
+TITLE = 'Curated configs at 512x1024'
 
 SIZE = (512, 1024)
 """Height and width in pixels, as in mmseg's Cityscapes crops."""
@@ -127,43 +130,39 @@ def reference(candidate: Candidate) -> Candidate | None:
 
 def markdown(record: Record) -> str:
     """One table of all networks in PyTorch, and the details of every group."""
-    parts = [_overview(record)]
-    for group in dict.fromkeys(row.group for row in record.rows):
-        rows = [row for row in record.rows if row.group == group]
+    tables = {}
+    for group, rows in record.groups.items():
         base = base_of(rows)
-        table = markdown_table(
+        tables[group] = row_table(
             ['network', 'parameters, M', 'G multiply-adds', 'ms an image', 'spread',
              f'speed, {base} = 1', 'argmax agreement', 'peak memory'],
-            [_cells(record, row, base) for row in rows],
+            rows,
+            lambda row: [row.name, *([None] * 2 if row.failure else _costs(row))],
+            partial(_figures, record, base),
         )  # fmt: skip
-        parts.append(f'**{group}**\n\n{table}')
-    return '\n\n'.join(parts)
+    return f'{_overview(record)}\n\n{sections(tables)}'
 
 
 def _overview(record: Record) -> str:
     """A row per network, in milliseconds an image."""
-    elsewhere = {r.group for r in record.rows if r.settings.get('runtime') != 'pytorch'}
-    groups_ = dict.fromkeys(r.group for r in record.rows if r.group not in elsewhere)
-    rows: dict[str, list[Any]] = {}
-    for group in groups_:
-        names = dict.fromkeys(r.name.split(', ')[0] for r in record.rows if r.group == group)
+    lines: dict[str, list[Any]] = {}
+    for group, rows in record.groups.items():
+        if any(row.settings.get('runtime') != 'pytorch' for row in rows):
+            continue
+        names = dict.fromkeys(row.name.split(', ')[0] for row in rows)
         theirs = next((n for n in names if n.endswith(THEIR_BACKBONE)), None)
         for name in names:
             fused = record.row(f'{name}, {FUSED}', group)
-            if fused is None or name == theirs or name in rows:
+            if fused is None or name == theirs or name in lines:
                 continue
             forms = [record.row(f'{name}, {form}', group) for form in (TRAINED, FUSED, REWRITTEN)]
             forms.append(record.row(f'{theirs}, {FUSED}', group))
-            rows[name] = [
-                name,
-                f'{fused.info["parameters"] / 1e6:.2f}',
-                f'{fused.info["flops"] / 1e9:.1f}',
-                *(None if row is None else f'{1e3 * row.median:.0f}' for row in forms),
-            ]
+            times = [None if row is None else f'{1e3 * row.median:.0f}' for row in forms]
+            lines[name] = [name, *_costs(fused), *times]
     return markdown_table(
         ['network', 'parameters, M', 'G multiply-adds', 'as trained, ms', 'fused, ms',
          'rewritten, ms', "with mmseg's own backbone, fused, ms"],
-        rows.values(),
+        lines.values(),
     )  # fmt: skip
 
 
@@ -174,20 +173,18 @@ def base_of(rows: Sequence[Row]) -> str:
     return wanted[-1] if wanted else names[0]
 
 
-def _cells(record: Record, row: Row, base: str) -> list[Any]:
-    if row.failure:
-        return [row.name, *[None] * 2, f'not measured: {row.failure}', *[None] * 4]
-    ratio = record.ratio(row.name, base, row.group)
+def _costs(row: Row) -> list[str | None]:
     flops = row.info.get('flops')
+    return [f'{row.info["parameters"] / 1e6:.2f}', number(flops, 1, 1e9)]
+
+
+def _figures(record: Record, base: str, row: Row) -> list[Any]:
     return [
-        row.name,
-        f'{row.info["parameters"] / 1e6:.2f}',
-        None if flops is None else f'{flops / 1e9:.1f}',
         f'{1e3 * row.median:.0f}',
-        f'{100 * row.spread:.0f} %',
-        None if ratio is None else str(ratio),
-        None if row.agreement is None else f'{100 * row.agreement:.3f} %',
-        None if row.peak_memory is None else f'{row.peak_memory / 2**20:.0f} MiB',
+        percent(row.spread),
+        record.ratio(row.name, base, row.group),
+        percent(row.agreement, 3),
+        number(row.peak_memory, 0, 2**20, ' MiB'),
     ]
 
 
@@ -195,8 +192,7 @@ def plot(record: Record, path: Path) -> None:
     """Speed of the real-time networks relative to fused PIDNet-S in the same runtime."""
     names = [*OURS, *THEIRS]
     series: dict[str, list[float | None]] = {}
-    for group in dict.fromkeys(row.group for row in record.rows):
-        rows = [row for row in record.rows if row.group == group]
+    for group, rows in record.groups.items():
         runtime = group.removeprefix(f'{REAL_TIME}, ')
         if runtime == group:
             continue

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
-from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.page import bars, number, row_table
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.benchmark.worker import resident_peak
-from mmseg_repvgg.markdown import markdown_table
 
+TITLE = 'Memory of blocks (Figure 3)'
 PAPER = {'plain': 1, 'residual': 2}
 """Peak memory besides the block's input, in feature maps of the input's size."""
 
@@ -104,16 +104,15 @@ def multiples(record: Record, name: str) -> float | None:
 
 def markdown(record: Record) -> str:
     """A row per kind."""
-    rows: list[list[Any]] = []
-    for row in record.rows:
-        found = multiples(record, row.name)
-        if row.failure or row.peak_memory is None:
-            rows.append([row.name, f'not measured: {row.failure}', None, PAPER[row.name]])
-            continue
-        peak = f'{row.peak_memory / 2**20:.0f} MiB'
-        rows.append([row.name, peak, f'{found:.2f}', PAPER[row.name]])
-    return markdown_table(
-        ['block', 'peak besides input and weights', 'in maps of the input', 'in the paper'], rows
+    return row_table(
+        ['block', 'peak besides input and weights', 'in maps of the input', 'in the paper'],
+        record.rows,
+        lambda row: [row.name],
+        lambda row: [
+            number(row.peak_memory, 0, 2**20, ' MiB'),
+            number(multiples(record, row.name), 2),
+            PAPER[row.name],
+        ],
     )
 
 

@@ -1,9 +1,9 @@
-"""A network's forward pass to be timed, in PyTorch or exported to a runtime."""
+"""Ways to run a network, by name (in PyTorch or in a runtime), and its forward pass to be timed."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,62 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.benchmark.candidate import Built
-from mmseg_repvgg.benchmark.execution import EXECUTIONS, PYTORCH, Execution, is_pytorch
 from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
-from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
+from mmseg_repvgg.deploy.runtimes import RUNTIMES, is_installed, load_runtime
 from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.version import __version__
+
+PYTORCH = 'pytorch'
+CUDA_PROVIDER = 'CUDAExecutionProvider'
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A way to run a network."""
+
+    runtime: str = PYTORCH  # or one of RUNTIMES, for which it is exported
+    dtype: torch.dtype = torch.float32  # of PyTorch
+    tf32: bool = False
+    channels_last: bool = False  # whether PyTorch holds feature maps as (N, H, W, C)
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the runtime's class
+    needs_gpu: bool = False
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether this machine has what it needs."""
+        if self.runtime == PYTORCH:
+            return not self.needs_gpu or torch.cuda.is_available()
+        if not is_installed(self.runtime):
+            return False
+        return not self.needs_gpu or CUDA_PROVIDER in _providers()
+
+
+EXECUTIONS: dict[str, Execution] = {
+    PYTORCH: Execution(),  # on the GPU if there is one, in fp32 without TF32
+    'pytorch-tf32': Execution(tf32=True, needs_gpu=True),
+    'pytorch-channels_last': Execution(channels_last=True, needs_gpu=True),
+    'pytorch-fp16': Execution(dtype=torch.float16, needs_gpu=True),
+    'pytorch-fp16-channels_last': Execution(
+        dtype=torch.float16, channels_last=True, needs_gpu=True
+    ),
+    'onnxruntime': Execution('onnxruntime'),
+    'onnxruntime-cuda': Execution(
+        'onnxruntime', options=dict(providers=[CUDA_PROVIDER]), needs_gpu=True
+    ),
+    'openvino': Execution('openvino'),
+    'mnn': Execution('mnn'),
+}
+
+
+def is_pytorch(name: str) -> bool:
+    """Whether the network runs in PyTorch itself."""
+    return EXECUTIONS[name].runtime == PYTORCH
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
 
 
 def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> Built:
@@ -25,7 +76,7 @@ def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> 
     Args:
         network: Returns logits (N, classes, ...).
         images: (N, C, H, W) float32.
-        runtime: Key of :data:`mmseg_repvgg.benchmark.execution.EXECUTIONS`.
+        runtime: Key of :data:`EXECUTIONS`.
 
     Raises:
         ValueError: On an unknown runtime.
@@ -33,14 +84,13 @@ def forward_pass(network: nn.Module, images: Tensor, runtime: str = PYTORCH) -> 
     if runtime not in EXECUTIONS:
         raise ValueError(f'runtime={runtime!r} must be one of {", ".join(EXECUTIONS)}')
     network.eval().requires_grad_(False)
-    info: dict[str, Any] = dict(parameters=sum(p.numel() for p in network.parameters()))
-    run = _in_pytorch if is_pytorch(runtime) else _in_runtime
-    return run(network, images, EXECUTIONS[runtime], info)
+    prepare = _in_pytorch if is_pytorch(runtime) else _in_runtime
+    built = prepare(network, images, EXECUTIONS[runtime])
+    built.info['parameters'] = sum(p.numel() for p in network.parameters())
+    return built
 
 
-def _in_pytorch(
-    network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
-) -> Built:
+def _in_pytorch(network: nn.Module, images: Tensor, execution: Execution) -> Built:
     cuda = torch.cuda.is_available()
     torch.backends.cuda.matmul.allow_tf32 = execution.tf32
     torch.backends.cudnn.allow_tf32 = execution.tf32
@@ -64,17 +114,15 @@ def _in_pytorch(
 
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    return Built(call, output, info, torch.cuda.max_memory_allocated if cuda else None)
+    return Built(call, output, memory=torch.cuda.max_memory_allocated if cuda else None)
 
 
-def _in_runtime(
-    network: nn.Module, images: Tensor, execution: Execution, info: dict[str, Any]
-) -> Built:
+def _in_runtime(network: nn.Module, images: Tensor, execution: Execution) -> Built:
     array, runtime = images.numpy(), execution.runtime
     with tempfile.TemporaryDirectory(prefix='benchmark-') as folder:
-        path = export_network(network, images, Path(folder), RUNTIMES[runtime].formats[0])
+        path = _export(network, images, Path(folder), RUNTIMES[runtime].formats[0])
         loaded = load_runtime(path, runtime, torch.get_num_threads(), **execution.options)
-        info['file_bytes'] = path.stat().st_size
+        info = dict(file_bytes=path.stat().st_size)
         loaded.run(array)  # some runtimes read the file only now
     last: list[np.ndarray] = []
 
@@ -88,7 +136,7 @@ def _in_runtime(
     return Built(call, output, info)
 
 
-def export_network(network: nn.Module, images: Tensor, folder: Path, model_format: str) -> Path:
+def _export(network: nn.Module, images: Tensor, folder: Path, model_format: str) -> Path:
     """Write a network that maps ``images`` to logits in one of :data:`FORMATS`."""
     path = folder / f'network{FORMATS[model_format]}'
     with torch.no_grad():
@@ -112,39 +160,3 @@ def export_network(network: nn.Module, images: Tensor, folder: Path, model_forma
         version=__version__,
     ).write(path)
     return path
-
-
-def calibrate(network: nn.Module, images: Tensor, run: Callable[[Tensor], object]) -> None:
-    """Set BatchNorm statistics from ``images``, so that random weights give sane activations.
-
-    Args:
-        network: In any mode; left in eval mode.
-        images: (N, C, H, W), N at least 2.
-        run: A forward pass.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    network.train()
-    with torch.no_grad():
-        run(images)
-    network.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def scene(height: int, width: int, batch: int = 1) -> Tensor:
-    """Demo scenes, normalised: (batch, 3, height, width) float32 of mean 0 and deviation 1."""
-    import cv2
-
-    from mmseg_repvgg.datasets.demo_scenes import compose_scene
-
-    images = []
-    for seed in range(batch):
-        image, _ = compose_scene(np.random.default_rng(seed), 512, 256)
-        images.append(cv2.resize(image, (width, height)).astype(np.float32))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    deviation, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
-    return ((pixels - mean) / deviation).contiguous()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.complexity import count
-from mmseg_repvgg.analysis.paper_tables import PAPER_ROWS, Classifier
+from mmseg_repvgg.analysis.paper_tables import Classifier, build
 from mmseg_repvgg.benchmark.candidate import Built
-from mmseg_repvgg.benchmark.forward import calibrate, forward_pass, scene
+from mmseg_repvgg.benchmark.forward import forward_pass
+from mmseg_repvgg.datasets.demo_scenes import compose_scene
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.reparam.equivalence import model_outputs
 from mmseg_repvgg.reparam.rewrites import deployed_copy
@@ -39,6 +42,38 @@ class Logits(nn.Module):
             return self.segmentor.encode_decode(images, [dict(img_shape=images.shape[2:])])
 
 
+def scene(height: int, width: int, batch: int = 1) -> Tensor:
+    """Demo scenes, normalised: (batch, 3, height, width) float32 of mean 0 and deviation 1."""
+    images = []
+    for seed in range(batch):
+        image, _ = compose_scene(np.random.default_rng(seed), 512, 256)
+        images.append(cv2.resize(image, (width, height)).astype(np.float32))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    deviation, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
+    return ((pixels - mean) / deviation).contiguous()
+
+
+def calibrate(network: nn.Module, images: Tensor, run: Callable[[Tensor], object]) -> None:
+    """Set BatchNorm statistics from ``images``, so that random weights give sane activations.
+
+    Args:
+        network: In any mode; left in eval mode.
+        images: (N, C, H, W), N at least 2.
+        run: A forward pass.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    network.train()
+    with torch.no_grad():
+        run(images)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def segmentor(
     config: str,
     rewrites: Sequence[str],
@@ -53,7 +88,7 @@ def segmentor(
     Args:
         config: A file in ``configs/``, or ``mmseg::`` and the name of a config of the installed
             mmseg.
-        rewrites: Rewrites to apply first; ``own`` stands for the backbone's own fusing.
+        rewrites: Rewrites to apply first; ``['own']`` stands for the backbone's own fusing.
         size: Height and width in pixels; one number for both.
         batch: Number of images.
         backbone: Settings of the backbone to change; with a ``type``, all settings.
@@ -62,12 +97,14 @@ def segmentor(
     """
     height, width = (size, size) if isinstance(size, int) else size
     model = calibrated_segmentor(config, (height, width), backbone)
-    names = [name for name in rewrites if name != 'own']
-    if 'own' in rewrites:
+    if list(rewrites) == ['own']:
         _fuse_by_own_method(model)
-    if names:
-        model, _ = deployed_copy(model, names)
-    info = dict(flops=_flops(model, (height, width))) if count_flops else {}
+    elif rewrites:
+        model, _ = deployed_copy(model, rewrites)
+    info = {}
+    if count_flops:  # on the meta device: nothing is computed
+        on_meta = copy.deepcopy(Logits(model)).to('meta')
+        info['flops'] = count(on_meta, (height, width)).flops
     built = forward_pass(Logits(model), scene(height, width, batch), **run)
     built.info.update(info)
     return built
@@ -89,28 +126,15 @@ def calibrated_segmentor(
     cfg.model.pop('pretrained', None)
     cfg.model.backbone.pop('init_cfg', None)
     cfg.model.pop('auxiliary_head', None)
-    if backbone:
-        if 'type' in backbone:
-            cfg.model.backbone = dict(backbone)
-        else:
-            cfg.model.backbone.update(backbone)
+    if backbone and 'type' in backbone:
+        cfg.model.backbone = backbone
+    elif backbone:
+        cfg.model.backbone.update(backbone)
     model = MODELS.build(cfg.model)
-    calibrate(
-        model,
-        scene(_calibration_side(size[0]), _calibration_side(size[1]), 2),
-        lambda images: model_outputs(model, images),
-    )
+    # some networks take only multiples of 64
+    height, width = (min(side, 193 if side % 64 else 192) for side in size)
+    calibrate(model, scene(height, width, 2), lambda images: model_outputs(model, images))
     return model
-
-
-def _calibration_side(side: int) -> int:
-    """Side of the images to calibrate with; some networks take only multiples of 64."""
-    return min(side, 193 if side % 64 else 192)
-
-
-def _flops(segmentor: nn.Module, size: tuple[int, int]) -> float:
-    """Multiply-adds for an image, counted on the meta device: nothing is computed."""
-    return count(copy.deepcopy(Logits(segmentor)).to('meta'), size).flops
 
 
 def classifier(
@@ -131,12 +155,12 @@ def classifier(
     if source == 'timm':
         network = _timm_network(inner)
     elif source == 'mmpretrain':
-        network = _mmpretrain_network(inner)
+        network = _mmpretrain_network(inner.removeprefix('RepVGG-'))
     else:
-        network = _paper_network(name, scene(min(size, 128), min(size, 128), 2))
+        network = _paper_network(name, min(size, 128))
     if rewrites:
         network, _ = deployed_copy(network, rewrites)
-    return forward_pass(network.eval(), scene(size, size, batch), **run)
+    return forward_pass(network, scene(size, size, batch), **run)
 
 
 def ablated_classifier(
@@ -168,41 +192,27 @@ def _config(name: str) -> Path:
     return path
 
 
-def _paper_network(name: str, images: Tensor) -> nn.Module:
-    """Model of a row in deployed form, with weights (paper_tables builds RepVGG on meta)."""
-    row = PAPER_ROWS[name]
-    if row.backbone is None:
-        backbone: Any = DilatedRepVGG(name.removeprefix('RepVGG-'))
-        channels = backbone.out_channels[-1]
-    else:
-        import mmpretrain.models  # noqa: F401 (registers)
-        from mmpretrain.registry import MODELS as MMPRETRAIN
-
-        init_default_scope('mmpretrain')
-        backbone, channels = MMPRETRAIN.build(dict(row.backbone)), row.channels
-    network = Classifier(backbone, channels)
-    has_norms = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    if has_norms:  # VGG-16 has none, and takes only images of its own size
-        calibrate(network, images, network)
-    rewrites = ['branches'] if row.backbone is None else ['batchnorm'] if has_norms else []
-    return deployed_copy(network, rewrites)[0] if rewrites else network
+def _paper_network(name: str, calibration_size: int) -> nn.Module:
+    """Model of a row of the paper in deployed form, with weights."""
+    network = build(name, deploy=False)
+    rewrites = ['branches'] if name.startswith('RepVGG') else ['batchnorm']
+    if not any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
+        return network  # VGG-16, which takes only images of its own size
+    calibrate(network, scene(calibration_size, calibration_size, 2), network)
+    return deployed_copy(network, rewrites)[0]
 
 
 def _timm_network(name: str) -> nn.Module:
     import timm
     from timm.utils.model import reparameterize_model
 
-    network = timm.create_model(name, pretrained=False)
-    network.eval()
-    return reparameterize_model(network)
+    return reparameterize_model(timm.create_model(name, pretrained=False).eval())
 
 
-def _mmpretrain_network(name: str) -> nn.Module:
+def _mmpretrain_network(arch: str) -> nn.Module:
     from mmpretrain.models.backbones.repvgg import RepVGG
 
-    backbone = RepVGG(name.removeprefix('RepVGG-'))
-    widths = DilatedRepVGG(name.removeprefix('RepVGG-'), deploy=True).out_channels
-    network = Classifier(backbone, widths[-1])
+    network = Classifier(RepVGG(arch), DilatedRepVGG(arch, deploy=True).out_channels[-1])
     network.eval()
     _fuse_by_own_method(network)
     return network

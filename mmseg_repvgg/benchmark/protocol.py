@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 
 from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
 from mmseg_repvgg.benchmark.worker import Worker, WorkerError
@@ -54,48 +54,43 @@ def measure(
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
         raise ValueError(f'need candidates with names that differ, not {names}')
-    outcomes = {name: Outcome(candidate) for name, candidate in zip(names, candidates, strict=True)}
-    workers: dict[str, Worker] = {}
+    runs: list[tuple[Worker, Outcome]] = []
     try:
-        for name, outcome in outcomes.items():
-            workers[name] = Worker(outcome.candidate, protocol.threads, protocol.time_limit)
-            _run_step(workers, outcome, lambda w, o: o.info.update(w.ask('build')))
-            say(f'{name}: {outcome.failure or "built"}')
+        for candidate in candidates:
+            worker = Worker(candidate, protocol.threads, protocol.time_limit)
+            outcome = Outcome(candidate)
+            runs.append((worker, outcome))
+            with _failure_stops(worker, outcome):
+                outcome.info.update(worker.ask('build'))
+            say(f'{candidate.name}: {outcome.failure or "built"}')
         for round_ in range(-protocol.warm_up, protocol.rounds):
-            for name in list(workers):
+            for worker, outcome in _working(runs):
                 time.sleep(protocol.pause)
-                warm_up = partial(_warm_up_block, block=protocol.block)
-                _run_step(workers, outcomes[name], warm_up if round_ < 0 else _timed_block)
+                with _failure_stops(worker, outcome):
+                    seconds = worker.ask('call', outcome.calls)
+                    if round_ >= 0:
+                        outcome.seconds.append(seconds)
+                    else:  # one call at first; then as many as a block takes
+                        outcome.calls = max(1, math.ceil(protocol.block / max(seconds, 1e-6)))
             say(f'round {round_ + 1} of {protocol.rounds}')
-        for name in list(workers):
-            _run_step(workers, outcomes[name], _finish)
+        for worker, outcome in _working(runs):
+            with _failure_stops(worker, outcome):
+                outcome.peak_memory, outcome.output = worker.ask('memory'), worker.ask('output')
     finally:
-        for worker in workers.values():
+        for worker, _ in runs:
             worker.stop()
-    return list(outcomes.values())
+    return [outcome for _, outcome in runs]
 
 
-def _warm_up_block(worker: Worker, outcome: Outcome, block: float) -> None:
-    """One call at first, then blocks; from each follows the number of calls of the next block."""
-    seconds = worker.ask('call', outcome.calls)
-    outcome.calls = max(1, math.ceil(block / max(seconds, 1e-6)))
+def _working(runs: list[tuple[Worker, Outcome]]) -> list[tuple[Worker, Outcome]]:
+    return [(worker, outcome) for worker, outcome in runs if not outcome.failure]
 
 
-def _timed_block(worker: Worker, outcome: Outcome) -> None:
-    outcome.seconds.append(worker.ask('call', outcome.calls))
-
-
-def _finish(worker: Worker, outcome: Outcome) -> None:
-    outcome.peak_memory, outcome.output = worker.ask('memory'), worker.ask('output')
-
-
-def _run_step(
-    workers: dict[str, Worker], outcome: Outcome, step: Callable[[Worker, Outcome], object]
-) -> None:
-    """Run a step with a candidate's worker; if it fails, store the reason and stop the worker."""
-    name = outcome.candidate.name
+@contextmanager
+def _failure_stops(worker: Worker, outcome: Outcome) -> Iterator[None]:
+    """If the block fails, store the reason in the outcome and stop its worker."""
     try:
-        step(workers[name], outcome)
+        yield
     except WorkerError as error:
         outcome.failure, outcome.seconds = str(error), []
-        workers.pop(name).stop()
+        worker.stop()

@@ -9,7 +9,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -97,23 +98,44 @@ class Record:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is not a record of tools/benchmark.py ({error!r})') from error
 
+    @property
+    def groups(self) -> dict[str, list[Row]]:
+        """The rows by group."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row)
+        return found
+
     def row(self, name: str, group: str | None = None) -> Row | None:
         """The row of a candidate, or None if it has no figures."""
         found = (r for r in self.rows if r.name == name and group in (None, r.group))
         return next((row for row in found if row.seconds), None)
 
-    def ratio(self, name: str, reference: str, group: str | None = None) -> Ratio | None:
-        """Speed relative to a reference; None if one of them has no figures."""
+    def ratio(
+        self,
+        name: str,
+        reference: str,
+        group: str | None = None,
+        work: Callable[[Row], float] = lambda row: row.examples,
+    ) -> Ratio | None:
+        """Speed relative to a reference; None if one of them has no figures.
+
+        Args:
+            name: Name of the candidate.
+            reference: Name of the candidate that it is compared with.
+            group: The group of both.
+            work: Returns what a row does in a call; the speed is work per second.
+        """
         row, base = self.row(name, group), self.row(reference, group)
         if row is None or base is None:
             return None
         if row is base:
             return Ratio(1, 1, 1)
-        return paired_ratio(base.seconds, row.seconds, row.examples / base.examples)
+        return paired_ratio(base.seconds, row.seconds, work(row) / work(base))
 
-    def speed(self, name: str, reference: str, group: str | None = None) -> float | None:
+    def speed(self, *names: Any, **options: Any) -> float | None:
         """The value of :meth:`ratio`."""
-        ratio = self.ratio(name, reference, group)
+        ratio = self.ratio(*names, **options)
         return ratio.value if ratio else None
 
 
@@ -132,7 +154,7 @@ def joined(records: Sequence[Record]) -> Record:
                 f'records with different {name} cannot be joined: {"; ".join(sorted(found))}. '
                 'Measure all parts with one commit and the same options'
             )
-    groups = [group for record in records for group in {row.group for row in record.rows}]
+    groups = [group for record in records for group in record.groups]
     if len(set(groups)) < len(groups):
         raise ValueError(f'each group must be in one record only, not {sorted(groups)}')
     return replace(
@@ -144,24 +166,24 @@ def joined(records: Sequence[Record]) -> Record:
 
 
 def make_record(
-    benchmark: str,
-    outcomes: dict[str, list[Outcome]],
-    agreement: Callable[[Outcome], float | None],
-    protocol: Protocol,
+    benchmark: str, outcomes: Mapping[str, Sequence[Outcome]], protocol: Protocol
 ) -> Record:
     """Collect outcomes with the machine, versions and settings that they depend on.
 
     Args:
         benchmark: Name of the benchmark.
         outcomes: Outcomes by group.
-        agreement: Gives the share (0 to 1) of an outcome's output that equals its reference's.
         protocol: How they were measured.
     """
     rows = [
-        _row(group, outcome, agreement(outcome))
+        Row(
+            outcome.candidate.name, group, outcome.candidate.settings, outcome.candidate.examples,
+            outcome.seconds, outcome.info, outcome.peak_memory, outcome.agreement,
+            outcome.failure, outcome.calls,
+        )
         for group, members in outcomes.items()
         for outcome in members
-    ]
+    ]  # fmt: skip
     return Record(
         benchmark=benchmark,
         command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
@@ -171,37 +193,6 @@ def make_record(
         versions={'mmseg_repvgg': __version__, 'python': platform.python_version(), **_versions()},
         protocol=asdict(protocol),
         rows=rows,
-    )
-
-
-def _row(group: str, outcome: Outcome, agreement: float | None) -> Row:
-    return Row(
-        name=outcome.candidate.name,
-        group=group,
-        settings=outcome.candidate.settings,
-        examples=outcome.candidate.examples,
-        seconds=outcome.seconds,
-        calls=outcome.calls,
-        info=outcome.info,
-        peak_memory=outcome.peak_memory,
-        agreement=agreement,
-        failure=outcome.failure,
-    )
-
-
-def provenance(record: Record) -> str:
-    """The text under a table: where its figures come from."""
-    machine, protocol = record.machine, record.protocol
-    precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
-    blocks = f' of at least {protocol["block"]:g} s' if 'block' in protocol else ''
-    versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
-    return (
-        f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
-        f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
-        f'{protocol["threads"]} threads, {precision}, {protocol["warm_up"]} warm-up and '
-        f'{protocol["rounds"]} timed rounds{blocks}, the models of a group in turn. Times are '
-        'medians over the rounds; a ratio is the geometric mean of the ratios of every round, with '
-        f'its 95 % confidence interval: undecided where that includes 1. {versions}.'
     )
 
 
@@ -222,12 +213,16 @@ def _commit() -> str | None:
 def _machine() -> dict[str, Any]:
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    memory = None
+    if hasattr(os, 'sysconf'):  # not on Windows
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return dict(
-        processor=_processor(), cores=os.cpu_count(), memory_bytes=memory, gpu=gpu,
+        processor=_processor(),
+        cores=os.cpu_count(),
+        memory_bytes=memory,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         system=platform.platform(),
-    )  # fmt: skip
+    )
 
 
 def _processor() -> str:
@@ -242,8 +237,6 @@ def _processor() -> str:
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

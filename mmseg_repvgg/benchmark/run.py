@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.benchmark.candidate import Candidate
-from mmseg_repvgg.benchmark.execution import EXECUTIONS
+from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8, training
+from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
+from mmseg_repvgg.benchmark.forward import EXECUTIONS
+from mmseg_repvgg.benchmark.page import provenance
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
-from mmseg_repvgg.benchmark.record import Record, make_record, provenance
-from mmseg_repvgg.benchmark.reference_outputs import References
-from mmseg_repvgg.benchmark.suites import SUITES
+from mmseg_repvgg.benchmark.record import Record, make_record
+
+SUITES: dict[str, ModuleType] = {
+    'table8': table8,
+    'table4': table4,
+    'table1': table1,
+    'table6': table6,
+    'dropin': dropin,
+    'figure3': figure3,
+    'training': training,
+}
+"""The benchmarks by name. Their modules hold:
+
+- ``TITLE``;
+- ``groups(runtimes, quick)``: the candidates by group; those of a group are measured in turn;
+- ``markdown(record)`` and ``plot(record, path)``: tables and picture;
+- ``reference(candidate)``, if outputs are to be compared: the candidate that gives the expected
+  output, which is run once if it is in no group; or None.
+"""
 
 
 def run_benchmark(
@@ -52,15 +74,51 @@ def run_benchmark(
         protocol = replace(protocol, rounds=1, warm_up=1, block=0, time_limit=120)
     suite = SUITES[name]
     chosen = _choose(suite.groups(_select_runtimes(runtimes), quick), groups, only)
-    outcomes = {}
-    references = References(suite.reference, protocol, say)
+    outcomes: dict[str, list[Outcome]] = {}
+    outputs: dict[str, np.ndarray | None] = {}
     for group, candidates in chosen.items():
         say(f'{name}, {group}: {len(candidates)} candidates')
         outcomes[group] = measure(candidates, protocol, say)
-        references.add(outcomes[group])
-        record = make_record(name, outcomes, references.agreement, protocol)
+        if hasattr(suite, 'reference'):
+            compare_outputs(outcomes[group], suite.reference, outputs, protocol, say)
+        record = make_record(name, outcomes, protocol)
         write(record, out)  # after every group: a long run may be interrupted
     return record
+
+
+def compare_outputs(
+    outcomes: Sequence[Outcome],
+    reference: Callable[[Candidate], Candidate | None],
+    outputs: dict[str, np.ndarray | None],
+    protocol: Protocol,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Set the agreement of outcomes with their references.
+
+    Args:
+        outcomes: Those of a group.
+        reference: Returns the candidate that gives the expected output, or None.
+        outputs: All outputs so far, by what was built; those of the group are added, and those of
+            references that have not run.
+        protocol: Used without its rounds and warm-up.
+        say: Called with each line of progress.
+    """
+    outputs |= {_key(o.candidate): o.output for o in outcomes if not o.failure}
+    for outcome in outcomes:
+        wanted = reference(outcome.candidate)
+        if wanted is None or outcome.output is None:
+            continue
+        key = _key(wanted)
+        if key not in outputs:  # one at a time, to save memory; nothing is timed
+            wanted = replace(wanted, name=f'{wanted.name}, for comparison')
+            outputs[key] = measure([wanted], replace(protocol, rounds=1, warm_up=0), say)[0].output
+        if outputs[key] is not None:
+            outcome.agreement = float(np.mean(outcome.output == outputs[key]))
+
+
+def _key(candidate: Candidate) -> str:
+    """Identify what is built, whatever the candidate's name."""
+    return json.dumps([candidate.builder, candidate.settings], sort_keys=True)
 
 
 def write(record: Record, out: Path) -> None:
@@ -72,7 +130,7 @@ def write(record: Record, out: Path) -> None:
     suite = SUITES[record.benchmark]
     record.write(out / f'{record.benchmark}.json')
     with atomic_file(out / f'{record.benchmark}.md') as temporary:
-        text = f'# {suite.title}\n\n{suite.markdown(record)}\n\n{provenance(record)}\n'
+        text = f'# {suite.TITLE}\n\n{suite.markdown(record)}\n\n{provenance(record)}\n'
         temporary.write_text(text, encoding='utf-8')
     suite.plot(record, out / f'{record.benchmark}.png')
 

@@ -3,54 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mmseg_repvgg.analysis.paper_tables import PAPER_ROWS as PAPER
+from mmseg_repvgg.analysis.paper_tables import PaperRow
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
-from mmseg_repvgg.benchmark.execution import is_pytorch
-from mmseg_repvgg.benchmark.plots import scatter
+from mmseg_repvgg.benchmark.forward import is_pytorch
+from mmseg_repvgg.benchmark.page import percent, row_table, scatter, sections
 from mmseg_repvgg.benchmark.record import Record, Row
-from mmseg_repvgg.markdown import markdown_table
 
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of Table 4 or 5."""
-
-    accuracy: float  # top-1 on ImageNet, percent
-    speed: float  # images a second on a 1080Ti, batch 128, fp32
-    size: int = 224
-
-
-PAPER: dict[str, PaperRow] = {
-    'RepVGG-A0': PaperRow(72.41, 3256),
-    'ResNet-18': PaperRow(71.16, 2442),
-    'RepVGG-A1': PaperRow(74.46, 2339),
-    'RepVGG-B0': PaperRow(75.14, 1817),
-    'ResNet-34': PaperRow(74.17, 1419),
-    'RepVGG-A2': PaperRow(76.48, 1322),
-    'RepVGG-B1g4': PaperRow(77.58, 868),
-    'EfficientNet-B0': PaperRow(75.11, 829),
-    'RepVGG-B1g2': PaperRow(77.78, 792),
-    'ResNet-50': PaperRow(76.31, 719),
-    'RepVGG-B1': PaperRow(78.37, 685),
-    'RegNetX-3.2GF': PaperRow(77.98, 671),
-    'RepVGG-B2g4': PaperRow(78.50, 581),
-    'ResNeXt-50': PaperRow(77.46, 484),
-    'RepVGG-B2': PaperRow(78.78, 460),
-    'ResNet-101': PaperRow(77.21, 430),
-    'VGG-16': PaperRow(72.21, 415),
-    'ResNet-152': PaperRow(77.78, 297),
-    'ResNeXt-101': PaperRow(78.42, 295),
-    # Table 5
-    'RepVGG-B3g4': PaperRow(80.21, 464),
-    'RepVGG-B3': PaperRow(80.52, 363),
-    'RegNetX-12GF': PaperRow(80.55, 277),
-    'EfficientNet-B3': PaperRow(79.31, 224, size=300),
-}
-"""In the paper's order."""
-
+TITLE = 'Classifiers (Tables 4 and 5)'
 ELSEWHERE = {
     'mmpretrain/RepVGG-A0': 'RepVGG-A0',
     'mmpretrain/RepVGG-B1g2': 'RepVGG-B1g2',
@@ -101,41 +63,32 @@ def _paper_row(name: str) -> PaperRow:
 
 def markdown(record: Record) -> str:
     """A table per runtime, in the paper's order."""
-    parts = []
+    tables = {}
     for runtime in dict.fromkeys(_runtime(row) for row in record.rows):
         rows = {row.name: row for row in reversed(record.rows) if _runtime(row) == runtime}
-        table = markdown_table(
+        tables[runtime] = row_table(
             ['model', 'top-1 (quoted)', 'images a second', 'spread', f'speed, {BASE} = 1',
              'in the paper'],
-            [_cells(record, rows[name]) for name in sorted(rows, key=_sort_key)],
+            sorted(rows.values(), key=_sort_key),
+            lambda row: [row.name, _paper_row(row.name).accuracy],
+            lambda row: [
+                f'{row.per_second:.2f}',
+                percent(row.spread),
+                record.ratio(row.name, BASE, row.group),
+                f'{_paper_row(row.name).speed / PAPER[BASE].speed:.2f}',
+            ],
         )  # fmt: skip
-        parts.append(f'**{runtime}**\n\n{table}')
-    return '\n\n'.join(parts)
+    return sections(tables)
 
 
 def _runtime(row: Row) -> str:
     return row.group.split(',')[0]
 
 
-def _sort_key(name: str) -> tuple[int, bool]:
+def _sort_key(row: Row) -> tuple[int, bool]:
     """Sort key: the paper's order, each network before its Winograd form."""
-    plain = name.removesuffix(REWRITTEN)
-    return [*PAPER, *ELSEWHERE].index(plain), plain != name
-
-
-def _cells(record: Record, row: Row) -> list[Any]:
-    paper = _paper_row(row.name)
-    if row.failure:
-        return [row.name, paper.accuracy, f'not measured: {row.failure}', *[None] * 3]
-    ratio = record.ratio(row.name, BASE, row.group)
-    return [
-        row.name,
-        paper.accuracy,
-        f'{row.per_second:.2f}',
-        f'{100 * row.spread:.0f} %',
-        None if ratio is None else str(ratio),
-        f'{paper.speed / PAPER[BASE].speed:.2f}',
-    ]
+    plain = row.name.removesuffix(REWRITTEN)
+    return [*PAPER, *ELSEWHERE].index(plain), plain != row.name
 
 
 def plot(record: Record, path: Path) -> None:

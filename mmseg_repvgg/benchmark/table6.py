@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
-from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.page import bars, number, percent, row_table
 from mmseg_repvgg.benchmark.record import Record
-from mmseg_repvgg.markdown import markdown_table
 
+TITLE = 'Branches before fusing (Table 6)'
 PAPER: dict[str, tuple[tuple[str, ...], float, float]] = {
     '3x3': (('3x3',), 72.39, 1810),
     '3x3, identity': (('3x3', 'identity'), 74.79, 1569),
@@ -40,29 +39,24 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     return {'pytorch': [*candidates, fused]}
 
 
+def _quoted(name: str) -> float | None:
+    """The paper's speed relative to the block with all branches."""
+    return PAPER[name][2] / PAPER[FULL][2] if name in PAPER else None
+
+
 def markdown(record: Record) -> str:
     """A row per combination of branches, and one for the fused network."""
-    rows: list[list[Any]] = []
-    for row in record.rows:
-        _, accuracy, speed = PAPER.get(row.name, (None, None, None))
-        if row.failure:
-            rows.append([row.name, accuracy, f'not measured: {row.failure}', *[None] * 3])
-            continue
-        ratio = record.ratio(row.name, FULL)
-        rows.append(
-            [
-                row.name,
-                accuracy,
-                f'{row.per_second:.2f}',
-                f'{100 * row.spread:.0f} %',
-                None if ratio is None else str(ratio),
-                None if speed is None else f'{speed / PAPER[FULL][2]:.2f}',
-            ]
-        )
-    return markdown_table(
+    return row_table(
         ['branches', 'top-1 (quoted)', 'images a second', 'spread', 'all branches = 1',
          'in the paper'],
-        rows,
+        record.rows,
+        lambda row: [row.name, PAPER[row.name][1] if row.name in PAPER else None],
+        lambda row: [
+            f'{row.per_second:.2f}',
+            percent(row.spread),
+            record.ratio(row.name, FULL),
+            number(_quoted(row.name), 2),
+        ],
     )  # fmt: skip
 
 
@@ -70,9 +64,7 @@ def plot(record: Record, path: Path) -> None:
     """Speed relative to the block with all branches."""
     names = [*PAPER, FUSED]
     series = {
-        'paper (1080Ti), quoted': [
-            PAPER[n][2] / PAPER[FULL][2] if n in PAPER else None for n in names
-        ],
+        'paper (1080Ti), quoted': [_quoted(name) for name in names],
         'measured, PyTorch': [record.speed(name, FULL) for name in names],
     }
     bars(path, names, series, 'speed, all branches = 1', 'RepVGG-B0 by branches, before fusing')

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
-from mmseg_repvgg.benchmark.execution import is_pytorch
-from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.forward import is_pytorch
+from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
 from mmseg_repvgg.benchmark.record import Record, Row
-from mmseg_repvgg.markdown import markdown_table
+
+TITLE = 'PSPNet at 713x713 (Table 8)'
 
 
 @dataclass(frozen=True)
@@ -132,34 +134,28 @@ def _candidate(
 
 def markdown(record: Record) -> str:
     """A table per group."""
-    parts = []
-    for group in dict.fromkeys(row.group for row in record.rows):
-        rows = [row for row in record.rows if row.group == group]
+    tables = {}
+    for group, rows in record.groups.items():
         base = USUAL if group == ACROSS else BASE
-        table = markdown_table(
+        tables[group] = row_table(
             ['network', 'seconds an image', 'spread', f'speed, {base} = 1', 'in the paper',
              'argmax agreement', 'peak memory'],
-            [_cells(record, row, base) for row in rows],
+            rows,
+            lambda row: [row.name],
+            partial(_figures, record, base),
         )  # fmt: skip
-        parts.append(f'**{group}**\n\n{table}')
-    return '\n\n'.join(parts)
+    return sections(tables)
 
 
-def _cells(record: Record, row: Row, base: str) -> list[Any]:
-    if row.failure:
-        return [row.name, f'not measured: {row.failure}', *[None] * 5]
-    paper = PAPER.get(row.name.removesuffix(REWRITTEN))
-    ratio = record.ratio(row.name, base, row.group)
-    quoted = f'{paper.speed / PAPER[BASE].speed:.2f}' if paper and base == BASE else None
-    agreement = None if row.agreement is None else f'{100 * row.agreement:.3f} %'
+def _figures(record: Record, base: str, row: Row) -> list[Any]:
+    paper = PAPER.get(row.name.removesuffix(REWRITTEN)) if base == BASE else None
     return [
-        row.name,
         f'{row.median:.2f}',
-        f'{100 * row.spread:.0f} %',
-        None if ratio is None else str(ratio),
-        quoted,
-        agreement,
-        None if row.peak_memory is None else f'{row.peak_memory / 2**30:.2f} GiB',
+        percent(row.spread),
+        record.ratio(row.name, base, row.group),
+        paper and f'{paper.speed / PAPER[BASE].speed:.2f}',
+        percent(row.agreement, 3),
+        number(row.peak_memory, 2, 2**30, ' GiB'),
     ]
 
 

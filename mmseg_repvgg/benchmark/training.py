@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes
-from mmseg_repvgg.analysis.time_in_turn import Ratio
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
-from mmseg_repvgg.benchmark.plots import bars
+from mmseg_repvgg.benchmark.page import bars, number, percent, row_table
 from mmseg_repvgg.benchmark.record import Record
-from mmseg_repvgg.markdown import markdown_table
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.models.block import RepVGGBlock
 
+TITLE = "Training a block compared with mmpretrain's"
 THEIRS = 'mmpretrain'
 KINDS: dict[str, bool | None] = {THEIRS: None, 'ours': False, 'recompute_1x1': True}
 """``recompute_1x1`` by kind; mmpretrain has no such option."""
@@ -174,45 +173,32 @@ def kept_share(record: Record, name: str, group: str) -> float | None:
     return row.info['kept_bytes'] / base.info['kept_bytes'] if row and base else None
 
 
-def time_share(record: Record, name: str, group: str) -> Ratio | None:
-    """Time of a step relative to mmpretrain's."""
-    return record.ratio(THEIRS, name, group)
-
-
 def markdown(record: Record) -> str:
     """A row per layer and kind."""
-    rows: list[list[Any]] = []
-    for row in record.rows:
-        if row.failure:
-            rows.append([row.group, row.name, f'not measured: {row.failure}', *[None] * 4])
-            continue
-        kept, time = (share(record, row.name, row.group) for share in (kept_share, time_share))
-        rows.append(
-            [
-                row.group,
-                row.name,
-                f'{1e3 * row.median:.1f}',
-                f'{100 * row.spread:.0f} %',
-                None if time is None else str(time),
-                f'{row.info["kept_bytes"] / 2**20:.2f}',
-                None if kept is None else f'{kept:.3f}',
-            ]
-        )
-    return markdown_table(
+    return row_table(
         ['layer', 'block', 'ms a step', 'spread', 'mmpretrain = 1', 'MiB kept', 'mmpretrain = 1'],
-        rows,
+        record.rows,
+        lambda row: [row.group, row.name],
+        lambda row: [
+            f'{1e3 * row.median:.1f}',
+            percent(row.spread),
+            record.ratio(THEIRS, row.name, row.group),  # of times, not of speeds
+            f'{row.info["kept_bytes"] / 2**20:.2f}',
+            number(kept_share(record, row.name, row.group), 3),
+        ],
     )
 
 
 def plot(record: Record, path: Path) -> None:
     """Time and memory of our block relative to mmpretrain's."""
-    names = list(dict.fromkeys(row.group for row in record.rows))
+    groups = list(record.groups)
+    ours = [kind for kind in KINDS if kind != THEIRS]
     series = {
-        f'time of a step, {kind}': [record.speed(THEIRS, kind, name) for name in names]
-        for kind in list(KINDS)[1:]
+        f'time of a step, {kind}': [record.speed(THEIRS, kind, group) for group in groups]
+        for kind in ours
     }
     series |= {
-        f'bytes kept, {kind}': [kept_share(record, kind, name) for name in names]
-        for kind in list(KINDS)[1:]
+        f'bytes kept, {kind}': [kept_share(record, kind, group) for group in groups]
+        for kind in ours
     }
-    bars(path, names, series, 'mmpretrain = 1', 'Training a RepVGG block')
+    bars(path, groups, series, 'mmpretrain = 1', 'Training a RepVGG block')

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import os
+import pkgutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mmseg_repvgg.benchmark.candidate import Candidate
 
@@ -42,7 +43,11 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(theirs, candidate, threads), daemon=True
         )
-        with _environment(threads, candidate.spins):
+        # libraries read on import how many threads to use, and how idle ones wait
+        with mock.patch.dict(os.environ, dict.fromkeys(THREAD_VARIABLES, str(threads))):
+            os.environ.pop('OMP_WAIT_POLICY', None)
+            if not candidate.spins:
+                os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
             self._process.start()
         theirs.close()
 
@@ -79,27 +84,6 @@ class Worker:
         self._connection.close()
 
 
-@contextlib.contextmanager
-def _environment(threads: int, spins: bool) -> Any:
-    """Set the variables that libraries read on import: number of threads, how idle ones wait."""
-    wanted: dict[str, str | None] = {name: str(threads) for name in THREAD_VARIABLES}
-    wanted['OMP_WAIT_POLICY'] = None if spins else 'PASSIVE'
-    before = {name: os.environ.get(name) for name in wanted}
-    _set_variables(wanted)
-    try:
-        yield
-    finally:
-        _set_variables(before)
-
-
-def _set_variables(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
 def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
     """Answer the parent until it closes the connection."""
     with contextlib.suppress(OSError):  # out of memory: kill this process, not the parent
@@ -113,11 +97,10 @@ def _serve(connection: Connection, candidate: Candidate, threads: int) -> None:
         try:
             if command == 'build':
                 built = _build(candidate, threads)
-                with contextlib.suppress(OSError):
-                    resident_peak(reset=True)
-                connection.send(('done', built.info))
+                answer = built.info
             else:
-                connection.send(('done', _COMMANDS[command](built, *arguments)))
+                answer = _COMMANDS[command](built, *arguments)
+            connection.send(('done', answer))
         except BaseException as error:
             text = str(error).strip() or type(error).__name__
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -129,9 +112,10 @@ def _build(candidate: Candidate, threads: int) -> Any:
 
     warnings.simplefilter('ignore')  # library warnings do not matter here
     torch.set_num_threads(threads)
-    module, function = candidate.builder.split(':')
-    builder = getattr(importlib.import_module(module), function)
-    return builder(**candidate.settings)
+    built = pkgutil.resolve_name(candidate.builder)(**candidate.settings)
+    with contextlib.suppress(OSError):
+        resident_peak(reset=True)
+    return built
 
 
 def _call(built: Any, calls: int) -> float:

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_repvgg.benchmark import execution, table4, table8
-from mmseg_repvgg.benchmark.execution import EXECUTIONS, is_pytorch
-from mmseg_repvgg.benchmark.forward import forward_pass
+from mmseg_repvgg.benchmark import forward, table4, table8
+from mmseg_repvgg.benchmark.forward import EXECUTIONS, forward_pass, is_pytorch
 from mmseg_repvgg.benchmark.run import _select_runtimes, run_benchmark
 
 ON_A_GPU = [name for name, e in EXECUTIONS.items() if e.needs_gpu]
@@ -41,8 +40,8 @@ def test_a_gpu_adds_its_ways(monkeypatch):
     if not torch.cuda.is_available():
         assert not {*ON_A_GPU} & {*_select_runtimes(None)}
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(execution, 'is_installed', lambda name: name == 'onnxruntime')
-    monkeypatch.setattr(execution, '_providers', lambda: [execution.CUDA_PROVIDER])
+    monkeypatch.setattr(forward, 'is_installed', lambda name: name == 'onnxruntime')
+    monkeypatch.setattr(forward, '_providers', lambda: [forward.CUDA_PROVIDER])
     assert _select_runtimes(None) == [
         'pytorch',
         'pytorch-tf32',

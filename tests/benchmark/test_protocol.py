@@ -5,7 +5,7 @@ import pytest
 from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record
-from mmseg_repvgg.benchmark.reference_outputs import References
+from mmseg_repvgg.benchmark.run import compare_outputs
 
 FAKES = 'tests.benchmark.fakes'
 
@@ -24,9 +24,8 @@ def test_times_memory_and_failures():
     protocol = Protocol(rounds=3, warm_up=2, time_limit=15, pause=0, block=0.2)
     lines: list[str] = []
     outcomes = measure(candidates, protocol, lines.append)
-    references = References(lambda candidate: candidates[1], protocol)
-    references.add(outcomes)
-    record = make_record('fake', {'pytorch': outcomes}, references.agreement, protocol)
+    compare_outputs(outcomes, lambda candidate: candidates[1], {}, protocol)
+    record = make_record('fake', {'pytorch': outcomes}, protocol)
     assert [row.name for row in record.rows] == [candidate.name for candidate in candidates]
     half, one = record.row('half'), record.row('one')
     assert half is not None
@@ -63,20 +62,21 @@ def test_a_reference_that_was_not_measured_is_run_once():
     )
     protocol, lines = Protocol(rounds=2), []
     outcomes = measure([half, Candidate('unbuilt', f'{FAKES}:failing', {})], protocol)
-    references = References(lambda candidate: one, protocol, lines.append)
-    references.add(outcomes)
-    references.add(outcomes)
+    outputs: dict = {}
+    compare_outputs(outcomes, lambda candidate: None, outputs, protocol, lines.append)
+    assert (lines, outcomes[0].agreement) == ([], None)
+    for _ in range(2):
+        compare_outputs(outcomes, lambda candidate: one, outputs, protocol, lines.append)
     assert lines == ['one, for comparison: built', 'round 1 of 1']
-    assert references.agreement(outcomes[0]) == pytest.approx(2 / 3)
-    assert references.agreement(outcomes[1]) is None
-    assert References(lambda candidate: None, protocol).agreement(outcomes[0]) is None
+    assert outcomes[0].agreement == pytest.approx(2 / 3)
+    assert outcomes[1].agreement is None
 
 
 def test_a_record_survives_its_file(tmp_path):
     outcomes = measure(
         [Candidate('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
     )
-    record = make_record('fake', {'g': outcomes}, lambda outcome: None, Protocol(rounds=1))
+    record = make_record('fake', {'g': outcomes}, Protocol(rounds=1))
     record.write(tmp_path / 'deep' / 'fake.json')
     assert Record.read(tmp_path / 'deep' / 'fake.json') == record
     assert record.machine['cores'] >= 1

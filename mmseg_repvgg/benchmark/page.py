@@ -1,16 +1,72 @@
-"""Pictures of benchmarks."""
+"""What the pages of all benchmarks share: tables, how they were measured, and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.markdown import markdown_table
 
 COLOURS = [matplotlib.colormaps['tab20'](i) for i in range(20)]
+
+
+def row_table(
+    titles: Sequence[str],
+    rows: Iterable[Row],
+    labels: Callable[[Row], list[Any]],
+    figures: Callable[[Row], list[Any]],
+) -> str:
+    """A table in Markdown with a line per row of a record.
+
+    Args:
+        titles: Titles of the columns.
+        rows: The rows.
+        labels: Returns the first cells of a row; of a row without figures, the reason follows.
+        figures: Returns the other cells; None is a dash.
+    """
+    lines = []
+    for row in rows:
+        rest = [f'not measured: {row.failure}'] if row.failure else figures(row)
+        cells = [*labels(row), *rest]
+        lines.append([*cells, *[None] * (len(titles) - len(cells))])
+    return markdown_table(titles, lines)
+
+
+def sections(tables: Mapping[str, str]) -> str:
+    """Tables below their titles."""
+    return '\n\n'.join(f'**{title}**\n\n{table}' for title, table in tables.items())
+
+
+def percent(share: float | None, decimals: int = 0) -> str | None:
+    """A share as a cell of a table."""
+    return None if share is None else f'{100 * share:.{decimals}f} %'
+
+
+def number(value: float | None, decimals: int, divisor: float = 1, unit: str = '') -> str | None:
+    """A number as a cell of a table."""
+    return None if value is None else f'{value / divisor:.{decimals}f}{unit}'
+
+
+def provenance(record: Record) -> str:
+    """The text under a table: where its figures come from."""
+    machine, protocol = record.machine, record.protocol
+    precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
+    blocks = f' of at least {protocol["block"]:g} s' if 'block' in protocol else ''
+    versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
+    return (
+        f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
+        f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
+        f'{protocol["threads"]} threads, {precision}, {protocol["warm_up"]} warm-up and '
+        f'{protocol["rounds"]} timed rounds{blocks}, the models of a group in turn. Times are '
+        'medians over the rounds; a ratio is the geometric mean of the ratios of every round, with '
+        f'its 95 % confidence interval: undecided where that includes 1. {versions}.'
+    )
 
 
 def bars(
