@@ -14,7 +14,7 @@ from torch import nn
 
 from mmseg_repvgg import doctor
 from mmseg_repvgg.accel import nnpack, use_winograd
-from mmseg_repvgg.benchmark import execution
+from mmseg_repvgg.benchmark import forward
 from mmseg_repvgg.benchmark import run as benchmark
 from mmseg_repvgg.deploy import runtimes, verify_export, write_formats
 from mmseg_repvgg.engine import launch
@@ -116,7 +116,7 @@ def no_runtime(folder, monkeypatch):
 
 
 def no_runtime_to_measure(folder, monkeypatch):
-    monkeypatch.setattr(execution, 'is_installed', lambda name: False)
+    monkeypatch.setattr(forward, 'is_installed', lambda name: False)
     benchmark._select_runtimes(['mnn'])
 
 
