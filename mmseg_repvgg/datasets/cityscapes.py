@@ -12,8 +12,7 @@ import io
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from cityscapesscripts.preparation.json2labelImg import json2labelImg
 from PIL import Image
 
 from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.checks import preview
 from mmseg_repvgg.datasets.jobs import run_jobs
 
 SPLITS = ('train', 'val', 'test')
@@ -30,71 +30,37 @@ POLYGONS_SUFFIX = '_gtFine_polygons.json'
 LABEL_IDS_SUFFIX = '_gtFine_labelIds.png'
 TRAIN_IDS_SUFFIX = '_gtFine_labelTrainIds.png'
 
-_IGNORED = 255
-_SHOWN = 3  # names listed in a message
+_TRAIN_IDS = np.full(257, -1, dtype=np.int16)
+"""The train id of each label id; -1 where there is no such label."""
+# in an image of 8 bits, both ids of license plates, -1, are 255
+_TRAIN_IDS[[label.id % 256 for label in labels]] = [label.trainId % 256 for label in labels]
 _ZIPS = {'leftImg8bit': 'leftImg8bit_trainvaltest.zip', 'gtFine': 'gtFine_trainvaltest.zip'}
 _DOWNLOAD = (
     'https://www.cityscapes-dataset.com/downloads (or with csDownload, of cityscapesscripts)'
 )
 
 
-@dataclass(frozen=True)
-class SplitReport:
-    """What was found and done in one split.
+@dataclass
+class PreparationReport:
+    """What was found and done.
 
     Attributes:
         made: label images written.
         skipped: images whose label image was there already.
-        unlabelled: images without a label image, because they have no annotation.
-        missing: one message for each kind of thing that is missing.
+        counts: a line for each split, with the numbers of images.
+        missing: a message for each kind of thing that a split lacks.
+        complete: whether train and val, if asked for, have images, and these have label images.
     """
 
-    made: int
-    skipped: int
-    unlabelled: int
-    missing: tuple[str, ...]
-
-    @property
-    def images(self) -> int:
-        """Number of images in the split."""
-        return self.made + self.skipped + self.unlabelled
-
-
-@dataclass(frozen=True)
-class PreparationReport:
-    """What was found and done, by split; the properties are over all splits."""
-
-    splits: dict[str, SplitReport]
-
-    @property
-    def made(self) -> int:
-        """Number of label images written."""
-        return sum(split.made for split in self.splits.values())
-
-    @property
-    def skipped(self) -> int:
-        """Number of images whose label image was there already."""
-        return sum(split.skipped for split in self.splits.values())
-
-    @property
-    def missing(self) -> list[str]:
-        """All messages about what is missing."""
-        return [message for split in self.splits.values() for message in split.missing]
-
-    @property
-    def complete(self) -> bool:
-        """Whether train and val, if asked for, have images and all of these have label images."""
-        asked = [split for name, split in self.splits.items() if name != 'test']
-        return all(split.images > 0 and split.unlabelled == 0 for split in asked)
+    made: int = 0
+    skipped: int = 0
+    counts: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    complete: bool = True
 
     def summary(self) -> str:
         """Return a line for each split and one for each thing that is missing."""
-        lines = [
-            f'{name}: {split.images} images, {split.made} label images made, '
-            f'{split.skipped} already there'
-            for name, split in self.splits.items()
-        ]
-        return '\n'.join(lines + self.missing)
+        return '\n'.join(self.counts + self.missing)
 
 
 def prepare_cityscapes(
@@ -115,7 +81,7 @@ def prepare_cityscapes(
         splits: some of 'train', 'val', 'test'.
 
     Returns:
-        What was made, skipped and missing in each split.
+        What was made, skipped and missing.
 
     Raises:
         FileNotFoundError: ``root``, or ``leftImg8bit`` or ``gtFine`` in it, is not there.
@@ -128,16 +94,14 @@ def prepare_cityscapes(
     if unknown or isinstance(splits, str):
         raise ValueError(f'splits is {splits!r}, must be a list of some of {", ".join(SPLITS)}')
     _check_layout(root)
-    jobs: list[tuple[Path, Path]] = []
-    reports = {}
+    jobs, report = [], PreparationReport()
     for split in splits:
         if split != 'test' or (root / 'leftImg8bit' / split).is_dir():
-            found, reports[split] = _plan_split(root, split, force)
-            jobs += found
+            jobs += _plan_split(root, split, force, report)
     run_jobs(
         _convert, jobs, min(os.cpu_count() or 1, 8) if workers is None else workers, 'label images'
     )
-    return PreparationReport(reports)
+    return report
 
 
 def write_label_image(polygons: Path, target: Path, encoding: str) -> None:
@@ -194,9 +158,7 @@ def convert_label_ids(source: Path, target: Path) -> None:
             f'{source} is an image of shape {ids.shape}, {ids.dtype}; label ids are one channel of '
             'integers. Is it one of the *_gtFine_color.png, renamed?'
         )
-    table = _train_id_table()
-    known = (ids >= 0) & (ids < len(table))
-    train_ids = np.where(known, table[np.where(known, ids, 0)], -1)
+    train_ids = _TRAIN_IDS[np.where((ids >= 0) & (ids < 256), ids, 256)]
     if (train_ids < 0).any():
         value = int(ids[train_ids < 0][0])
         raise ValueError(
@@ -205,16 +167,6 @@ def convert_label_ids(source: Path, target: Path) -> None:
         )
     with atomic_file(target) as temporary:
         Image.fromarray(train_ids.astype(np.uint8)).save(temporary)
-
-
-@cache
-def _train_id_table() -> np.ndarray:
-    """Return the train id, (256,), of each label id in 8 bits; -1 where there is no such label."""
-    table = np.full(256, -1, dtype=np.int16)
-    for label in labels:
-        # The id -1, license plate, is 255 in an image of 8 bits.
-        table[label.id % 256] = _IGNORED if label.trainId < 0 else label.trainId
-    return table
 
 
 def _check_layout(root: Path) -> None:
@@ -230,45 +182,44 @@ def _check_layout(root: Path) -> None:
             )
 
 
-def _plan_split(root: Path, split: str, force: bool) -> tuple[list[tuple[Path, Path]], SplitReport]:
-    """Return the conversions, (source, target), of a split, and its report once they are done."""
+def _plan_split(
+    root: Path, split: str, force: bool, report: PreparationReport
+) -> list[tuple[Path, Path]]:
+    """Return the conversions, (source, target), of a split; report them as done."""
+    truth = root / 'gtFine' / split
     images = _stems(root / 'leftImg8bit' / split, IMAGE_SUFFIX)
-    jobs, without, skipped = [], [], 0
-    for image in sorted(images):
-        target = root / 'gtFine' / split / f'{image}{TRAIN_IDS_SUFFIX}'
-        sources = [
-            target.with_name(Path(image).name + suffix)
-            for suffix in (POLYGONS_SUFFIX, LABEL_IDS_SUFFIX)
-        ]
-        source = next((path for path in sources if path.is_file()), None)
-        done = target.is_file() and target.stat().st_size > 0
-        if done and (source is None or not force):
-            skipped += 1
-        elif source is None:
-            without.append(image)
-        else:
-            jobs.append((source, target))
-    missing = []
+    polygons, annotated = _stems(truth, POLYGONS_SUFFIX), _stems(truth, LABEL_IDS_SUFFIX)
+    annotated |= polygons
+    targets = {image: truth / f'{image}{TRAIN_IDS_SUFFIX}' for image in sorted(images)}
+    done = {i for i, path in targets.items() if path.is_file() and path.stat().st_size > 0}
+    without = sorted(images - annotated - done)
+    jobs = [
+        (truth / f'{image}{POLYGONS_SUFFIX if image in polygons else LABEL_IDS_SUFFIX}', target)
+        for image, target in targets.items()
+        if image in annotated and (force or image not in done)
+    ]
+    skipped = len(images) - len(jobs) - len(without)
+    report.made += len(jobs)
+    report.skipped += skipped
+    report.counts.append(
+        f'{split}: {len(images)} images, {len(jobs)} label images made, {skipped} already there'
+    )
     if not images:
-        missing.append(
+        report.missing.append(
             f'{split}: no image like {root}/leftImg8bit/{split}/<city>/*{IMAGE_SUFFIX}: '
             f'unpack {_ZIPS["leftImg8bit"]} in {root}'
         )
     if without:
-        fix = (
-            'those of test are not public'
-            if split == 'test'
-            else f'unpack {_ZIPS["gtFine"]} in {root}'
+        unpack = f'unpack {_ZIPS["gtFine"]} in {root}'
+        report.missing.append(
+            f'{split}: no annotation for {len(without)} ({preview(without)}) of {len(images)} '
+            f'images: {"those of test are not public" if split == "test" else unpack}'
         )
-        missing.append(
-            f'{split}: no annotation for {_preview(without)} of {len(images)} images: {fix}'
-        )
-    annotated = set().union(
-        *(_stems(root / 'gtFine' / split, suffix) for suffix in (POLYGONS_SUFFIX, LABEL_IDS_SUFFIX))
-    )
-    if annotated - images:
-        missing.append(f'{split}: no image for {_preview(sorted(annotated - images))} annotations')
-    return jobs, SplitReport(len(jobs), skipped, len(without), tuple(missing))
+    alone = sorted(annotated - images)
+    if alone:
+        report.missing.append(f'{split}: no image for {len(alone)} ({preview(alone)}) annotations')
+    report.complete &= split == 'test' or (bool(images) and not without)
+    return jobs
 
 
 def _stems(folder: Path, suffix: str) -> set[str]:
@@ -277,12 +228,6 @@ def _stems(folder: Path, suffix: str) -> set[str]:
         f'{path.parent.name}/{path.name[: -len(suffix)]}'
         for path in folder.glob(f'*/[!.]*{suffix}')
     }
-
-
-def _preview(names: Sequence[str]) -> str:
-    """Return the number of names and the first few of them."""
-    more = ', ...' if len(names) > _SHOWN else ''
-    return f'{len(names)} ({", ".join(names[:_SHOWN])}{more})'
 
 
 def _convert(source: Path, target: Path) -> None:
