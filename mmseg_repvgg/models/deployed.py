@@ -47,7 +47,7 @@ def build_deployed(
 
 
 def deployed_config(model: dict[str, Any], scope: str, rewrites: Sequence[str]) -> dict[str, Any]:
-    """The model settings that build the deployed form of ``model``.
+    """The model settings that build the deployed form of ``model``, without pretrained weights.
 
     Args:
         model: Settings of the training form.
@@ -56,4 +56,6 @@ def deployed_config(model: dict[str, Any], scope: str, rewrites: Sequence[str]) 
     """
     of = model['type'] if '.' in model['type'] else f'{scope}.{model["type"]}'
     rest = {key: value for key, value in model.items() if key not in ('type', 'pretrained')}
+    if 'backbone' in rest:  # timm's would download pretrained weights
+        rest['backbone'] = {k: v for k, v in rest['backbone'].items() if k != 'pretrained'}
     return dict(type='DeployedModel', of=of, rewrites=list(rewrites), **rest)

@@ -18,6 +18,7 @@ from mmseg_repvgg.reparam.other_families import (
     fuse_copy,
     fuse_in_place,
     fuse_method,
+    was_fused,
 )
 
 NO_BLOCK = (
@@ -92,7 +93,8 @@ def fusible_blocks(model: nn.Module) -> dict[str, Any]:
     blocks: dict[str, Any] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        method, (_, *parts) = fuse_method(module), module.modules()
+        method = 'fused' if was_fused(module) else fuse_method(module)
+        _, *parts = module.modules()
         is_container = any(hasattr(part, 'get_equivalent_kernel_bias') for part in parts)
         replaces_model = module is model and method == 'fuse'
         if method and module not in inside and not is_container and not replaces_model:
@@ -123,13 +125,13 @@ def fuse_branches(model: nn.Module) -> int:
     others: list[nn.Module] = []
     blocks = fusible_blocks(model)
     for name, block in blocks.items():
-        if not _is_plain(block):
-            if fuse_copy(name, block) is not None:
-                others.append(block)
-        elif not block.deploy:
-            convs.append((block, block.fused_conv()))
+        if _is_plain(block):
+            if not block.deploy:
+                convs.append((block, block.fused_conv()))
+        elif not was_fused(block) and fuse_copy(name, block) is not None:
+            others.append(block)
     count = len(convs) + sum(map(count_innermost, others))
-    if not count and all(fuse_method(block) == 'fuse' for block in blocks.values()):
+    if not count and all(fuse_method(b) == 'fuse' and not was_fused(b) for b in blocks.values()):
         raise ValueError(NO_BLOCK.format(type(model).__name__))  # these methods did something else
     for block, conv in convs:
         block.become_fused(conv)

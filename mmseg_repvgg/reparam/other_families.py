@@ -37,6 +37,11 @@ def fuse_method(module: nn.Module) -> str:
     return ''
 
 
+def was_fused(block: nn.Module) -> bool:
+    """Whether ``block`` is what :func:`fuse_in_place` returned, so that its methods are done."""
+    return getattr(block, 'fused_by_its_methods', False)
+
+
 def count_innermost(block: nn.Module) -> int:
     """The number of modules in ``block`` that fuse themselves and hold no other such module."""
     fusing = [m for m in block.modules() if fuse_method(m)]
@@ -58,6 +63,7 @@ def fuse_in_place(block: nn.Module) -> nn.Module:
             fused = _fuse_itself(block)
     finally:
         torch.set_default_dtype(default)
+    fused.fused_by_its_methods = True  # type: ignore[assignment]
     return fused if fused is block else fused.train(block.training)
 
 

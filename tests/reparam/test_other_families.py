@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock
-from mmseg_repvgg.models.deployed import build_deployed
+from mmseg_repvgg.models.deployed import build_deployed, deployed_config
 from mmseg_repvgg.reparam import EquivalenceError, compare, deployed_copy
 from mmseg_repvgg.reparam.branches import fuse_branches, fusible_blocks
 from tests.common import TINY, randomise_batchnorms
@@ -63,6 +63,9 @@ def assert_fuses(backbone: dict, count: int) -> nn.Module:
     assert counts['branches'] == count
     images = torch.randn(1, 3, 97, 129)
     assert compare(model, fused, images).max_rel < 1e-4
+    again, counts = deployed_copy(fused, ['branches', 'batchnorm'])
+    assert counts == dict(branches=0, batchnorm=0)
+    assert compare(fused, again, images).max_abs == 0
     # negative control: the kernel of the first conv is turned around
     first = next(m for m in fused.backbone.modules() if isinstance(m, nn.Conv2d))
     first.weight.data.neg_()
@@ -95,8 +98,19 @@ def test_timm(name, count) -> None:
         assert not [m for m in fused.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-@pytest.mark.parametrize('backbone', [REPVGG, MOBILEONE], ids=['repvgg', 'mobileone'])
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        REPVGG,
+        MOBILEONE,
+        'fastvit_t8',
+        pytest.param('mobileone_s1', marks=pytest.mark.slow),
+        pytest.param('repvit_m1', marks=pytest.mark.slow),
+    ],
+    ids=lambda backbone: backbone if isinstance(backbone, str) else backbone['type'],
+)
 def test_training_weights_load_into_the_deployed_model(backbone) -> None:
+    backbone = timm_backbone(backbone) if isinstance(backbone, str) else backbone
     cfg = segmentor_of(backbone)
     model = randomise_batchnorms(MODELS.build(cfg))
     settings = {key: value for key, value in cfg.items() if key != 'type'}
@@ -108,6 +122,14 @@ def test_training_weights_load_into_the_deployed_model(backbone) -> None:
     again = build_deployed('mmseg.EncoderDecoder', ['branches', 'batchnorm'], **settings)
     again.load_state_dict(fused.state_dict())
     assert compare(fused, again, images).max_abs == 0
+
+
+def test_the_deployed_model_is_built_without_a_download() -> None:
+    backbone = dict(type='mmpretrain.TIMMBackbone', model_name='repvit_m1', pretrained=True)
+    model = dict(type='EncoderDecoder', backbone=backbone, pretrained='a.pth')
+    built = deployed_config(model, 'mmseg', ['branches'])
+    assert built['backbone'] == dict(type='mmpretrain.TIMMBackbone', model_name='repvit_m1')
+    assert 'pretrained' not in built
 
 
 @pytest.mark.parametrize(
@@ -221,6 +243,21 @@ def test_other_methods_of_these_names_are_left(other) -> None:
     assert type(model.first) is other
     with pytest.raises(ValueError, match='holds no RepVGG block'):
         fuse_branches(Network(other()))
+
+
+@pytest.mark.parametrize('blocks', [[ConvNorm], [Residual], [ConvNorm, Residual, Sum]])
+def test_twice_is_once(blocks) -> None:
+    model = randomise_batchnorms(Network(*(block() for block in blocks)))
+    count = sum(block is not Sum for block in blocks)
+    assert fuse_branches(model) == count
+    modules, state = list(model.modules()), copy.deepcopy(model.state_dict())
+    for again in (model, copy.deepcopy(model)):
+        assert fuse_branches(again) == 0
+        assert all(torch.equal(state[n], t) for n, t in again.state_dict().items())
+    assert list(model.modules()) == modules
+    # negative control: a block that comes later is fused
+    model.blocks.append(randomise_batchnorms(ConvNorm()))
+    assert fuse_branches(model) == 1
 
 
 class Broken(ConvNorm):
