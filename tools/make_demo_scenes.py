@@ -26,15 +26,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        make_demo_scenes(
-            args.root,
-            num_train=args.num_train,
-            num_val=args.num_val,
-            size=tuple(args.size),
-            seed=args.seed,
-            workers=args.workers,
-            force=args.force,
-        )
+        make_demo_scenes(**{**vars(args), 'size': tuple(args.size)})
     except (ValueError, OSError) as error:
         raise SystemExit(f'make_demo_scenes: {error}') from None
     print(f'{args.num_train} + {args.num_val} scenes in {args.root}')

@@ -10,11 +10,7 @@ from tqdm import tqdm
 
 
 def run_jobs(
-    function: Callable[..., None],
-    jobs: Sequence[tuple[Any, ...]],
-    workers: int,
-    title: str,
-    initializer: Callable[[], None] | None = None,
+    function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], workers: int, title: str
 ) -> None:
     """Call ``function(*job)`` for all jobs, in processes if there are several workers.
 
@@ -23,7 +19,6 @@ def run_jobs(
         jobs: arguments of each call.
         workers: number of processes; 1 uses the calling process.
         title: of the progress bar, which is shown on a terminal only.
-        initializer: called once in every process.
 
     Raises:
         ValueError: ``workers`` is less than 1.
@@ -37,7 +32,7 @@ def run_jobs(
                 function(*job)
                 bar.update()
             return
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), initializer=initializer)
+        pool = ProcessPoolExecutor(min(workers, len(jobs)))
         try:
             for future in as_completed([pool.submit(function, *job) for job in jobs]):
                 future.result()

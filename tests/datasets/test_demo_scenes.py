@@ -238,7 +238,7 @@ def test_other_settings_are_refused_unless_forced(own: Path) -> None:
     before = contents(own)
     with pytest.raises(ValueError, match='other folder') as caught:
         make_demo_scenes(own, **{**SETTINGS, 'num_train': 1})
-    assert "'num_train': 3" in str(caught.value) and "'num_train': 1" in str(caught.value)
+    assert '"num_train": 3' in str(caught.value) and '"num_train": 1' in str(caught.value)
     assert 'force=True' in str(caught.value)
     assert contents(own) == before
     make_demo_scenes(own, **{**SETTINGS, 'num_train': 1}, workers=1, force=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -63,27 +63,19 @@ class Camera:
         return x.astype(np.float32), np.broadcast_to(z, x.shape).astype(np.float32)
 
 
-@dataclass
 class Canvas:
-    """An image, its depth and its labelled polygons.
+    """What a camera sees: an image, its depth and its labelled polygons.
 
-    Attributes:
-        camera: what the scene is seen with.
-        image: (height, width, 3), RGB from 0 to 1.
-        depth: (height, width), metres, of what each pixel shows.
-        objects: Cityscapes annotation objects in painter's order, ``{'label': str, 'polygon': [[x,
-            y], ...]}``.
+    ``objects`` are Cityscapes annotation objects in painter's order, ``{'label': str, 'polygon':
+    [[x, y], ...]}``.
     """
 
-    camera: Camera
-    image: np.ndarray = field(init=False)
-    depth: np.ndarray = field(init=False)
-    objects: list[dict[str, Any]] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        shape = (self.camera.height, self.camera.width)
-        self.image = np.zeros((*shape, 3), dtype=np.float32)
-        self.depth = np.full(shape, 1e4, dtype=np.float32)
+    def __init__(self, camera: Camera) -> None:
+        shape = (camera.height, camera.width)
+        self.camera = camera
+        self.image = np.zeros((*shape, 3), dtype=np.float32)  # RGB from 0 to 1
+        self.depth = np.full(shape, 1e4, dtype=np.float32)  # metres, of what each pixel shows
+        self.objects: list[dict[str, Any]] = []
 
     def fill(self, polygon: np.ndarray, paint: Any) -> None:
         """Paint a polygon with smooth edges.
@@ -146,14 +138,9 @@ class Canvas:
         if z is not None:
             np.copyto(self.depth[box], z[box] if np.ndim(z) == 2 else z, where=mask.astype(bool))
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        for outline in sorted(
-            ((o[:, 0] + start).tolist() for o in outlines), key=lambda points: points[0]
-        ):
-            if (
-                len(outline) > 2
-                and cv2.contourArea(np.array(outline, dtype=np.int32)) >= _SMALLEST_OBJECT
-            ):
-                self.objects.append({'label': name, 'polygon': outline})
+        large = [o[:, 0] + start for o in outlines if cv2.contourArea(o) >= _SMALLEST_OBJECT]
+        for outline in sorted((o.tolist() for o in large), key=lambda points: points[0]):
+            self.objects.append({'label': name, 'polygon': outline})
 
     def box(self, polygon: np.ndarray) -> tuple[slice, slice] | None:
         """Return the (rows, columns) of the picture that a polygon can touch, or None."""

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -74,34 +73,35 @@ def make_demo_scenes(
     _refuse_other_data(root)
     make_folder(root)
     stamp = root / _STAMP
-    made_with = _read_stamp(stamp)
+    made_with = stamp.read_text().strip() if stamp.is_file() else None
+    if made_with not in (None, settings) and not force:
+        raise ValueError(
+            f'{root} holds demo scenes with the settings {made_with}, but {settings} are '
+            'asked for: replace them with force=True (--force), or choose another folder'
+        )
     if made_with != settings:
-        if made_with is not None and not force:
-            raise ValueError(
-                f'{root} holds demo scenes with the settings {made_with}, but {settings} are '
-                'asked for: replace them with force=True (--force), or choose another folder'
-            )
-        _remove_scenes(root)
+        stamp.unlink(missing_ok=True)
     for path in _city_folders(root):
+        if made_with != settings and path.is_dir():
+            shutil.rmtree(path)
         make_folder(path)
     scenes = [('train', index) for index in range(num_train)]
     scenes += [('val', index) for index in range(num_val)]
-    lacking = [
-        scene for scene in scenes if not all(path.is_file() for path in _paths(root, *scene))
+    jobs = [
+        (root, *scene, size, seed)
+        for scene in scenes
+        if not all(path.is_file() for path in _paths(root, *scene))
     ]
-    jobs = [(root, *scene, size, seed) for scene in lacking]
     with _one_thread():
-        run_jobs(_write_scene, jobs, workers, 'demo scenes', initializer=_use_one_thread)
+        run_jobs(_write_scene, jobs, workers, 'demo scenes')
     if made_with != settings:
         with atomic_file(stamp) as temporary:
-            temporary.write_text(json.dumps(settings) + '\n')
+            temporary.write_text(f'{settings}\n')
     return root
 
 
-def _check_settings(
-    num_train: int, num_val: int, size: tuple[int, int], seed: int
-) -> dict[str, Any]:
-    """Return the settings for the stamp, or raise ValueError."""
+def _check_settings(num_train: int, num_val: int, size: tuple[int, int], seed: int) -> str:
+    """Return the settings for the stamp, as JSON, or raise ValueError."""
     if min(num_train, num_val) < 0 or num_train + num_val == 0:
         raise ValueError(
             f'num_train={num_train}, num_val={num_val}: both must be 0 or more, and not both 0'
@@ -114,18 +114,7 @@ def _check_settings(
     if seed < 0:
         raise ValueError(f'seed={seed} must be 0 or more')
     numbers = {'num_train': num_train, 'num_val': num_val, 'seed': seed, 'version': _VERSION}
-    return {**numbers, 'size': list(size)}
-
-
-def _read_stamp(path: Path) -> Any:
-    """Return the settings of the finished scenes in a folder, or None."""
-    if not path.is_file():
-        return None
-    text = path.read_text()
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return json.dumps({**numbers, 'size': list(size)})
 
 
 def _city_folders(root: Path) -> list[Path]:
@@ -134,14 +123,6 @@ def _city_folders(root: Path) -> list[Path]:
         for kind in ('leftImg8bit', 'gtFine')
         for split, city in _CITIES.items()
     ]
-
-
-def _remove_scenes(root: Path) -> None:
-    """Remove the demo scenes from a folder, the stamp first."""
-    (root / _STAMP).unlink(missing_ok=True)
-    for path in _city_folders(root):
-        if path.is_dir():
-            shutil.rmtree(path)
 
 
 def _refuse_other_data(root: Path) -> None:
@@ -180,12 +161,9 @@ def _one_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _use_one_thread() -> None:
-    cv2.setNumThreads(1)  # in spawned processes
-
-
 def _write_scene(root: Path, split: str, index: int, size: tuple[int, int], seed: int) -> None:
     """Draw one scene and write its files, the image last."""
+    cv2.setNumThreads(1)  # for spawned processes
     rng = np.random.default_rng([seed, list(_CITIES).index(split), index])
     image, objects = compose_scene(rng, *size)
     image_path, polygons, label_ids, train_ids = _paths(root, split, index)

@@ -192,24 +192,21 @@ def draw_sign(canvas: Canvas, rng: np.random.Generator, light: Light, x: float, 
     canvas.label('traffic sign', figure.outline, z)
 
 
-def _sign_kinds() -> list[list[tuple[np.ndarray, list[float]]]]:
-    """Return the shapes, of about unit radius, and colours of each kind of traffic sign."""
-    red, white, black = [0.78, 0.08, 0.10], [0.94, 0.94, 0.93], [0.02, 0.02, 0.03]
-    blue, yellow = [0.08, 0.25, 0.66], [0.95, 0.75, 0.10]
-    triangle = np.array([(0, 1.1), (1.05, -0.75), (-1.05, -0.75)])
-    diamond = np.array([(0, 1.15), (1.15, 0), (0, -1.15), (-1.15, 0)])
-    square, disc = _box(-1.0, 1.0, 1.0, -1.0), _ellipse(0, 0, 1, 1, 20)
-    bar = _box(-0.65, 0.65, 0.18, -0.18)
-    head, shaft = [(-0.5, 0.1), (0, 0.7), (0.5, 0.1)], [(0.17, 0.1), (0.17, -0.7)]
-    arrow = np.array([*head, *shaft, (-0.17, -0.7), (-0.17, 0.1)])
-    return [
-        [(disc, red), (disc * 0.72, white), (_ellipse(0, 0, 0.22, 0.4, 10), black)],
-        [(disc, red), (bar, white)],
-        [(triangle, red), (triangle * 0.62, white), (bar * [0.2, 1.6], black)],
-        [(diamond, white), (diamond * 0.82, yellow)],
-        [(disc, blue), (arrow, white)],
-        [(square, white), (square * 0.92, blue), (arrow[:, ::-1] * 0.9, white)],
-    ]
-
-
-_SIGNS = _sign_kinds()
+_RED, _WHITE, _BLACK = [0.78, 0.08, 0.10], [0.94, 0.94, 0.93], [0.02, 0.02, 0.03]
+_BLUE, _YELLOW = [0.08, 0.25, 0.66], [0.95, 0.75, 0.10]
+_TRIANGLE = np.array([(0, 1.1), (1.05, -0.75), (-1.05, -0.75)])
+_DIAMOND = np.array([(0, 1.15), (1.15, 0), (0, -1.15), (-1.15, 0)])
+_SQUARE, _DISC = _box(-1.0, 1.0, 1.0, -1.0), _ellipse(0, 0, 1, 1, 20)
+_BAR = _box(-0.65, 0.65, 0.18, -0.18)
+_ARROW = np.array(
+    [(-0.5, 0.1), (0, 0.7), (0.5, 0.1), (0.17, 0.1), (0.17, -0.7), (-0.17, -0.7), (-0.17, 0.1)]
+)
+_SIGNS = [
+    [(_DISC, _RED), (_DISC * 0.72, _WHITE), (_ellipse(0, 0, 0.22, 0.4, 10), _BLACK)],
+    [(_DISC, _RED), (_BAR, _WHITE)],
+    [(_TRIANGLE, _RED), (_TRIANGLE * 0.62, _WHITE), (_BAR * [0.2, 1.6], _BLACK)],
+    [(_DIAMOND, _WHITE), (_DIAMOND * 0.82, _YELLOW)],
+    [(_DISC, _BLUE), (_ARROW, _WHITE)],
+    [(_SQUARE, _WHITE), (_SQUARE * 0.92, _BLUE), (_ARROW[:, ::-1] * 0.9, _WHITE)],
+]
+"""Shapes, of about unit radius, and colours of each kind of traffic sign."""

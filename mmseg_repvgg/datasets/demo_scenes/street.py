@@ -14,21 +14,13 @@ CLOSEST = 1.5  # nearest depth of anything that is drawn
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from.
+    """Where the light comes from."""
 
-    Attributes:
-        sun: unit vector (x, y, z) from the street to the sun.
-        direct: strength of the sun relative to the light of the sky, 0 (overcast) to about 0.5.
-        sky_top: RGB of the sky high up.
-        sky_low: RGB of the sky at the horizon, which is also the colour of the haze.
-        clouds: share of the sky that is clouds, 0 to 1.
-    """
-
-    sun: np.ndarray
-    direct: float
-    sky_top: np.ndarray
-    sky_low: np.ndarray
-    clouds: float
+    sun: np.ndarray  # unit vector (x, y, z) from the street to the sun
+    direct: float  # strength of the sun relative to the light of the sky, 0 to about 0.5
+    sky_top: np.ndarray  # RGB of the sky high up
+    sky_low: np.ndarray  # RGB of the sky at the horizon, and of the haze
+    clouds: float  # share of the sky that is clouds, 0 to 1
 
     def on(self, normal: np.ndarray) -> float:
         """Return the brightness factor of a surface with this unit normal (x, y, z)."""
@@ -50,19 +42,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Street:
-    """What the ground looks like from above.
+    """What the ground looks like from above."""
 
-    Attributes:
-        sides: the left and the right one.
-        middle: x of the line between the lanes.
-        crossing: depth at which a side street begins, or None.
-        urban: 0 (low houses with gardens) to 1 (tall houses, wall to wall).
-    """
-
-    sides: tuple[Side, Side]
-    middle: float
-    crossing: float | None
-    urban: float
+    sides: tuple[Side, Side]  # the left and the right one
+    middle: float  # x of the line between the lanes
+    crossing: float | None  # depth at which a side street begins
+    urban: float  # 0 (low houses with gardens) to 1 (tall houses, wall to wall)
 
     @property
     def crossing_end(self) -> float:
@@ -71,9 +56,8 @@ class Street:
 
     def at_crossing(self, near: float, far: float) -> bool:
         """Return whether something from ``near`` to ``far`` would block the side street."""
-        if self.crossing is None:
-            return False
-        return near < self.crossing + 8 and far > self.crossing - 2
+        crossing = self.crossing
+        return crossing is not None and near < crossing + 8 and far > crossing - 2
 
 
 def sample_light(rng: np.random.Generator) -> Light:

@@ -73,12 +73,6 @@ def _bricks(wall: np.ndarray, scale: float, light: float) -> None:
         wall[row : row + course, offset::brick] *= light
 
 
-def _panels(wall: np.ndarray, floor: int, bay: int) -> None:
-    """Draw the joints of concrete panels."""
-    wall[::floor] *= 0.75
-    wall[:, ::bay] *= 0.80
-
-
 def _windows(
     rng: np.random.Generator, wall: np.ndarray, floor: int, bay: int, scale: float
 ) -> None:
@@ -127,8 +121,9 @@ def facade(rng: np.random.Generator, length: float, height: float, scale: float)
     material = rng.integers(3)
     if material == 1:
         _bricks(wall, scale, 1.12 if colour.mean() < 0.5 else 0.86)
-    elif material == 2:
-        _panels(wall, floor, bay)
+    elif material == 2:  # the joints of concrete panels
+        wall[::floor] *= 0.75
+        wall[:, ::bay] *= 0.80
     _windows(rng, wall, floor, bay, scale)
     if rng.random() < 0.5:
         _shop_front(rng, wall, min(floor, h // 2), scale)
