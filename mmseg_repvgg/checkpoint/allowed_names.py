@@ -247,6 +247,8 @@ def _rebuild(name: str) -> Callable[..., Any]:
     real = getattr(torch._utils, name)
 
     def rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        if name == '_rebuild_qtensor' and any(type(part) is list for part in rest[0]):
+            raise Refused('a quantized tensor that is not made of tensors')
         dtype = rest[2] if name == '_rebuild_tensor_v3' else getattr(storage, 'dtype', None)
         _check_fits(storage, dtype, offset, size, stride)
         return real(storage, offset, size, stride, *rest)
@@ -255,8 +257,11 @@ def _rebuild(name: str) -> Callable[..., Any]:
 
 
 def _rebuild_sparse(layout: Any, data: Any) -> Tensor:
+    is_coo = layout is torch.sparse_coo
+    if not all(isinstance(part, Tensor) for part in data[: 2 if is_coo else 3]):
+        raise Refused('a sparse tensor that is not made of tensors')
     check = not data[0].is_meta  # meta tensors have no indices to check
-    if layout is torch.sparse_coo:
+    if is_coo:
         return torch.sparse_coo_tensor(*data[:3], check_invariants=check)
     return torch.sparse_compressed_tensor(*data[:4], layout=layout, check_invariants=check)
 

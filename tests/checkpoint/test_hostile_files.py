@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -24,10 +25,13 @@ HUGE = 10**12
 
 def rebuilt(offset, size, stride):
     """A tensor on the storage of four numbers."""
+    return Call(torch._utils._rebuild_tensor_v2, storage(), offset, size, stride, False, None)
+
+
+def storage():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # TypedStorage is deprecated
-        storage = FOUR.storage()
-    return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, None)
+        return FOUR.storage()
 
 
 def nested(kind, depth=60):
@@ -65,6 +69,14 @@ VALUES = {
     'array of lists in a history': Call(
         HistoryBuffer,
         state={'_log_history': nested(list), '_count_history': nested(list), 'max_length': 9},
+    ),
+    'list in a sparse tensor': Call(
+        torch._utils._rebuild_sparse_tensor,
+        torch.sparse_coo, (torch.zeros(1, 2).long(), nested(list), (2,)),
+    ),
+    'list in a quantized tensor': Call(
+        torch._utils._rebuild_qtensor, storage(), 0, (4,), (1,),
+        (torch.per_channel_affine, nested(list), [0], 0), False, OrderedDict(),
     ),
     'name in an error': Call(np.dtype, nested(list)),
     'method in an error': Call(getattr, np.ndarray, nested(list)),
