@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def config_parser(description: str | None, config: str = 'config file') -> argparse.ArgumentParser:
+    """A parser for ``config`` and ``--cfg-options``, which ``launch.load_config`` takes.
+
+    Args:
+        description: Shown as it is.
+        config: Help of the argument ``config``.
+    """
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help=config)
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
+    )
+    return parser
 
 
 @contextmanager

@@ -4,11 +4,9 @@ Runs every test image, resized to the size of the models, through PyTorch and ea
 how many pixels get the same class, how far the logits are apart, and the time of a call.
 """
 
-import argparse
-
 from mmengine.config import DictAction
 
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.compare_exported import compare_exported
 from mmseg_repvgg.deploy.runtimes import RUNTIMES
 from mmseg_repvgg.engine import launch
@@ -16,10 +14,7 @@ from mmseg_repvgg.engine import launch
 
 def main() -> None:
     """Parse the options, compare, and print a line per model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of the checkpoint')
+    parser = config_parser(__doc__, 'config of the checkpoint')
     parser.add_argument('checkpoint', help='what the models were exported from')
     parser.add_argument(
         'models', nargs='+', metavar='model', help='exported models, all of the same size'
@@ -36,9 +31,6 @@ def main() -> None:
     )
     parser.add_argument('--threads', type=int, help='threads of the runtime')
     parser.add_argument('--images', type=int, help='how many; default: all of the test set')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
-    )
     args = parser.parse_args()
     with user_errors('compare_exported'):
         found = compare_exported(

@@ -4,11 +4,7 @@ Writes OUT.pth and the config that loads it, OUT.py. Exit code 0 means that both
 equal outputs; otherwise nothing is written.
 """
 
-import argparse
-
-from mmengine.config import DictAction
-
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.reparam import REWRITES
@@ -16,10 +12,7 @@ from mmseg_repvgg.reparam import REWRITES
 
 def main() -> None:
     """Parse the options, fuse, and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='training config')
+    parser = config_parser(__doc__, 'training config')
     parser.add_argument('checkpoint', help='training checkpoint')
     parser.add_argument('out', help='fused checkpoint to write')
     parser.add_argument(
@@ -27,9 +20,6 @@ def main() -> None:
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference')
     parser.add_argument('--images', type=int, default=2, help='test images to compare on')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
-    )
     args = parser.parse_args()
     with user_errors('deploy_fuse'):
         report = fuse_checkpoint(

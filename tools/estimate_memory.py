@@ -4,22 +4,16 @@ Nothing is computed, so it takes seconds and little memory at any size. docs/rec
 is not included.
 """
 
-import argparse
 import warnings
 
-from mmengine.config import DictAction
-
 from mmseg_repvgg.analysis import memory
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.engine import launch
 
 
 def main() -> None:
     """Parse the options and print the estimate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file')
+    parser = config_parser(__doc__)
     parser.add_argument('--batch', type=int, help="images per device; default: the config's")
     parser.add_argument(
         '--crop', type=int, nargs=2, metavar=('H', 'W'), help="pixels; default: the config's"
@@ -28,9 +22,6 @@ def main() -> None:
         '--measure',
         action='store_true',
         help='also run the steps, and measure the peak of what PyTorch allocates',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )
     args = parser.parse_args()
     with user_errors('estimate_memory'):

@@ -5,11 +5,7 @@ Exit code 0 means that the file was run in every installed runtime that reads it
 PyTorch; otherwise nothing is written.
 """
 
-import argparse
-
-from mmengine.config import DictAction
-
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.export import EXPORTED, Options, export
 from mmseg_repvgg.deploy.model_description import FORMATS
 from mmseg_repvgg.engine import launch
@@ -17,10 +13,7 @@ from mmseg_repvgg.engine import launch
 
 def main() -> None:
     """Parse the options, export, and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of the checkpoint')
+    parser = config_parser(__doc__, 'config of the checkpoint')
     parser.add_argument('checkpoint', help='training or fused checkpoint')
     parser.add_argument('out', help='file to write: ' + ', '.join(FORMATS.values()))
     parser.add_argument(
@@ -55,9 +48,6 @@ def main() -> None:
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
-    )
     args = parser.parse_args()
     options = Options(
         size=args.size and tuple(args.size),

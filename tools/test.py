@@ -4,12 +4,9 @@ With ``--runtime`` evaluates an exported model: ``python tools/test.py CONFIG MO
 onnxruntime``.
 """
 
-import argparse
 import os
 
-from mmengine.config import DictAction
-
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.evaluate import test_exported
 from mmseg_repvgg.deploy.runtimes import RUNTIMES
 from mmseg_repvgg.engine import launch
@@ -17,21 +14,17 @@ from mmseg_repvgg.engine import launch
 
 def main() -> None:
     """Parse the options that users of mmseg know, and evaluate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file')
+    parser = config_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file, or exported model')
     parser.add_argument('--runtime', choices=list(RUNTIMES), help='runtime of the exported model')
-    parser.add_argument('--device', help="device of the runtime: 'cuda' (default: CPU)")
+    parser.add_argument(
+        '--device', default='cpu', help="device of the runtime: 'cuda' (default: CPU)"
+    )
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for images of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
-    )
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     # torch.distributed.launch passes it; torchrun sets the environment variable

@@ -1,18 +1,14 @@
 """Train a model on a config: ``python tools/train.py configs/pspnet_repvgg_b2.py``."""
 
-import argparse
 import os
 
-from mmengine.config import DictAction
-
-from mmseg_repvgg.command_line import user_errors
+from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.engine import launch
 
 
 def main() -> None:
     """Parse the options that users of mmseg know, and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser = config_parser(__doc__)
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
@@ -26,9 +22,6 @@ def main() -> None:
         '--amp',
         action='store_true',
         help='automatic mixed precision: float16 on a GPU, bfloat16 on the CPU',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, key=value'
     )
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
     # torch.distributed.launch passes it; torchrun sets the environment variable
