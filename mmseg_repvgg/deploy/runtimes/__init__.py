@@ -15,19 +15,18 @@ from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 @dataclass(frozen=True)
 class RuntimeKind:
-    """Where a runtime's class is, and what it needs and reads."""
+    """What a runtime needs and reads; the module of its name holds its class."""
 
-    module: str  # in this package
-    name: str  # of the class
+    class_name: str
     needs: str  # the package to import
     formats: tuple[str, ...]  # of FORMATS
 
 
 RUNTIMES: dict[str, RuntimeKind] = {
-    'onnxruntime': RuntimeKind('onnxruntime', 'OnnxRuntime', 'onnxruntime', ('onnx',)),
-    'openvino': RuntimeKind('openvino', 'OpenVinoRuntime', 'openvino', ('openvino', 'onnx')),
-    'mnn': RuntimeKind('mnn', 'MnnRuntime', 'MNN', ('mnn',)),
-    'torch': RuntimeKind('torch', 'TorchRuntime', 'torch', ('torch',)),
+    'onnxruntime': RuntimeKind('OnnxRuntime', 'onnxruntime', ('onnx',)),
+    'openvino': RuntimeKind('OpenVinoRuntime', 'openvino', ('openvino', 'onnx')),
+    'mnn': RuntimeKind('MnnRuntime', 'MNN', ('mnn',)),
+    'torch': RuntimeKind('TorchRuntime', 'torch', ('torch',)),
 }
 """By name. The default is the first installed runtime that reads the file."""
 
@@ -41,8 +40,8 @@ def load_runtime(
         path: The file that tools/export.py wrote.
         runtime: One of :data:`RUNTIMES`; by default the first installed that reads the file.
         threads: How many threads a call uses; None: the runtime chooses.
-        **options: Options of the runtime's class, such as ``device`` (by default ``'cpu'``) or
-            ``winograd_level`` of MNN.
+        **options: See ``load`` of the runtime's class, such as ``device`` (by default ``'cpu'``)
+            or ``winograd_level`` of MNN.
 
     Returns:
         The loaded model; call it on images.
@@ -55,12 +54,17 @@ def load_runtime(
     """
     path = Path(os.path.abspath(path))  # so that pickles work in another working folder
     info = ModelDescription.read(path)
-    name = runtime or _default_runtime(path, info.format)
+    able = [name for name, kind in RUNTIMES.items() if info.format in kind.formats]
+    if not able:
+        raise ValueError(
+            f'{path} has the format {info.format!r}, unknown to this version, which knows '
+            f'{", ".join(FORMATS)}; export it again'
+        )
+    name = runtime or next(filter(is_installed, able), able[0])
     if name not in RUNTIMES:
         raise ValueError(f'runtime={runtime!r} is not known; use one of {", ".join(RUNTIMES)}')
     kind = RUNTIMES[name]
-    if info.format not in kind.formats:
-        able = [other for other, k in RUNTIMES.items() if info.format in k.formats]
+    if name not in able:
         raise ValueError(
             f'{name} cannot read {path}, a model of the format {info.format!r}; use '
             f'{" or ".join(able)}, or export again: tools/export.py ... '
@@ -69,8 +73,12 @@ def load_runtime(
     if threads is not None and threads < 1:
         raise ValueError(f'threads={threads} must be at least 1, or None')
     if not is_installed(name):
-        raise RuntimeError(_install_hint(name))
-    loaded = getattr(import_module(f'{__name__}.{kind.module}'), kind.name)
+        raise RuntimeError(
+            f'{path}: the runtime {name!r} needs the package {kind.needs}, which is not installed: '
+            "pip install 'mmseg-repvgg[deploy]', or that package alone (python -m "
+            'mmseg_repvgg.doctor says what is installed)'
+        )
+    loaded = getattr(import_module(f'{__name__}.{name}'), kind.class_name)
     try:
         return loaded(path, info, threads, **options)
     except (ValueError, TypeError):  # a wrong option
@@ -92,24 +100,3 @@ def readers(model_format: str) -> list[str]:
     """The installed runtimes that read a format, the default first."""
     able = [name for name, kind in RUNTIMES.items() if model_format in kind.formats]
     return [name for name in able if is_installed(name)]
-
-
-def _default_runtime(path: Path, model_format: str) -> str:
-    if model_format not in FORMATS:
-        raise ValueError(
-            f'{path} has the format {model_format!r}, unknown to this version, which knows '
-            f'{", ".join(FORMATS)}; export it again'
-        )
-    found = readers(model_format)
-    if not found:
-        able = next(name for name, kind in RUNTIMES.items() if model_format in kind.formats)
-        raise RuntimeError(f'{path}: {_install_hint(able)}')
-    return found[0]
-
-
-def _install_hint(runtime: str) -> str:
-    return (
-        f'the runtime {runtime!r} needs the package {RUNTIMES[runtime].needs}, which is not '
-        "installed: pip install 'mmseg-repvgg[deploy]', or that package alone "
-        '(python -m mmseg_repvgg.doctor says what is installed)'
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ class Runtime(ABC):
         path: The model file, which the runtime can read.
         info: Its description.
         threads: How many threads a call uses; None: the runtime chooses.
-        **options: Other arguments of the subclass, for :mod:`pickle`.
+        **options: See :meth:`load` of the subclass.
     """
 
     def __init__(
-        self, path: Path, info: ModelDescription, threads: int | None, **options: Any
+        self, path: Path, info: ModelDescription, threads: int | None = None, **options: Any
     ) -> None:
         self.path, self.info, self.threads = path, info, threads
         self._options, self._process = options, os.getpid()
+        self.load(**options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle how to load the model again."""
-        return _load, (type(self), self.path, self.info, self.threads, self._options)
+        arguments = self.path, self.info, self.threads
+        return partial(type(self), *arguments, **self._options), ()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run the network on images (N, channels, *info.size) float32, for any N.
@@ -70,14 +73,12 @@ class Runtime(ABC):
         return np.concatenate([self.run(images[i : i + 1]) for i in range(len(images))])
 
     @abstractmethod
+    def load(self, *_: Any, **options: Any) -> None:
+        """Load ``self.path``, to use ``self.threads`` threads."""
+
+    @abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
         """Run the network once on checked, contiguous images; N is 1 if the batch is fixed.
 
         Several threads may call it at once.
         """
-
-
-def _load(
-    kind: type[Runtime], path: Path, info: ModelDescription, threads: int | None, options: Any
-) -> Runtime:
-    return kind(path, info, threads, **options)

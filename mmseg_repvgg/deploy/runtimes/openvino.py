@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import numpy as np
 import openvino
 
-from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
 class OpenVinoRuntime(Runtime):
-    """A model in OpenVINO.
+    """A model in OpenVINO: an .xml file, with its .bin next to it, or an ONNX file."""
 
-    Args:
-        path: The .xml file, with its .bin next to it, or an ONNX file.
-        info: Its description.
-        threads: As :class:`Runtime`.
-        device: OpenVINO's name of the device, upper or lower case: ``'cpu'``, ``'gpu'``.
-        precision: Precision of the computation. OpenVINO's default is bf16 on CPUs that support it,
-            which changes the logits.
-    """
+    def load(self, device: str = 'cpu', precision: str = 'f32') -> None:
+        """Load it.
 
-    def __init__(
-        self,
-        path: Path,
-        info: ModelDescription,
-        threads: int | None = None,
-        device: str = 'CPU',
-        precision: str = 'f32',
-    ) -> None:
-        super().__init__(path, info, threads, device=device, precision=precision)
+        Args:
+            device: OpenVINO's name of the device, upper or lower case: ``'cpu'``, ``'gpu'``.
+            precision: Precision of the computation. OpenVINO's default is bf16 on CPUs that support
+                it, which changes the logits.
+        """
         settings: dict[str, str | int] = dict(
             INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY'
         )
-        if threads is not None:
-            settings['INFERENCE_NUM_THREADS'] = threads
-        self.model = openvino.Core().compile_model(str(path), device.upper(), settings)
+        if self.threads is not None:
+            settings['INFERENCE_NUM_THREADS'] = self.threads
+        self.model = openvino.Core().compile_model(str(self.path), device.upper(), settings)
         self.requests = threading.local()  # one per thread: a request has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:

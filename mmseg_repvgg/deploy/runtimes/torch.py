@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch.export.passes import move_to_device_pass
 
-from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
 class TorchRuntime(Runtime):
-    """A .pt2 file in PyTorch.
+    """A .pt2 file in PyTorch."""
 
-    Args:
-        path: The .pt2 file.
-        info: Its description.
-        threads: As :class:`Runtime`; PyTorch sets it for the whole process.
-        device: Where to run it.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        info: ModelDescription,
-        threads: int | None = None,
-        device: str = 'cpu',
-    ) -> None:
-        super().__init__(path, info, threads, device=device)
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def load(self, device: str = 'cpu') -> None:
+        """Load it on a device; PyTorch sets the number of threads for the whole process."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         self.device = torch.device(device)
         # unlike Module.to, it also moves constants of the graph
-        program = move_to_device_pass(torch.export.load(path), self.device)
+        program = move_to_device_pass(torch.export.load(self.path), self.device)
         self.module = program.module()
 
     def run(self, images: np.ndarray) -> np.ndarray:
