@@ -45,7 +45,7 @@ ORDERS = {
     'a subpackage as an attribute': 'import mmseg_repvgg; mmseg_repvgg.engine.RepVGGDeployHook',
     'one that fails after mmengine': """
 import sys
-sys.modules['mmseg_repvgg.analysis.time_in_turn'] = None
+sys.modules['mmseg_repvgg.engine.launch'] = None
 try:
     import mmseg_repvgg.demo
 except ImportError:

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmseg_repvgg.checks import preview
 from mmseg_repvgg.engine.hook_helpers import acts, unwrapped
 from mmseg_repvgg.engine.label_readers import LabelReader, evaluation_readers, training_readers
 
@@ -112,10 +113,8 @@ class LabelCheckHook(Hook):
             for reader in readers:
                 wrong = [label for label in ids if not reader.knows(label)]
                 if wrong:
-                    more = ', ...' * (len(wrong) > SHOWN)
                     raise ValueError(
-                        f'{_file(sample)} has the ids {", ".join(map(str, wrong[:SHOWN]))}{more}; '
-                        f'{reader}. {FIX}'
+                        f'{_file(sample)} has the ids {preview(wrong, SHOWN)}; {reader}. {FIX}'
                     )
 
     def _warn_of_masks(self, runner: Runner, readers: Sequence[LabelReader]) -> None:

@@ -46,11 +46,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise FileNotFoundError(f"config {path} not found; the project's configs are in configs/")
     try:
         cfg = Config.fromfile(str(path))
-    except NameError as error:
-        hint = "; Python's infinity is float('inf')" if error.name in ('inf', 'nan') else ''
+    except (NameError, SyntaxError, OSError, KeyError) as error:
+        is_number = getattr(error, 'name', None) in ('inf', 'nan')
+        hint = "; Python's infinity is float('inf')" if is_number else ''
         raise ValueError(f'{path} cannot be read as a config: {error}{hint}') from error
-    except (SyntaxError, OSError, KeyError) as error:
-        raise ValueError(f'{path} cannot be read as a config: {error}') from error
     try:
         cfg.merge_from_dict(dict(options or {}))
     except (TypeError, KeyError, IndexError) as error:
