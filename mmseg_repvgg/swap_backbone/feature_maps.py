@@ -93,8 +93,6 @@ def _measure(outputs: Any, size: int, name: str) -> list[FeatureMap]:
     if isinstance(outputs, Tensor):
         raise CannotSwapError(f'{name} gives its heads one map, not a list of maps')
     if not all(isinstance(m, Tensor) and m.dim() == 4 for m in outputs):
-        kinds = [
-            f'{m.dim()}-dimensional' if isinstance(m, Tensor) else type(m).__name__ for m in outputs
-        ]
+        kinds = [type(m).__name__ for m in outputs]
         raise CannotSwapError(f'{name} gives its heads no feature maps (N, C, H, W) but {kinds}')
     return [FeatureMap(m.shape[1], max(size // m.shape[2], 1)) for m in outputs]
