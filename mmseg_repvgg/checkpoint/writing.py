@@ -78,8 +78,7 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
         source: A checkpoint with RepVGG weights, in training or fused form, in any scheme.
         out: The file to write, ``.pth`` or ``.safetensors``. A ``.pth`` holds the weights under
             ``state_dict``, where mmengine, timm and the official code look, and a stamp
-            (:func:`make_stamp`) under ``meta``; a
-            ``.safetensors`` holds the stamp in its header.
+            (:func:`make_stamp`) under ``meta``; a ``.safetensors`` holds the stamp in its header.
         to: ``ours`` (also mmpretrain's), ``official`` or ``timm``.
 
     Returns:
@@ -126,14 +125,10 @@ def _check_plain(value: Any, where: str, seen: set[int] | None = None) -> None:
         if id(value) in seen:
             return
         seen.add(id(value))
-    if kind in (dict, OrderedDict):
-        for key, item in value.items():
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if type(key) not in PLAIN:
                 raise CheckpointError(f'{where} has the key {key!r} of type {type(key).__name__}')
             _check_plain(item, f'{where}[{key!r}]', seen)
-    elif kind in (list, tuple):
-        for index, item in enumerate(value):
-            _check_plain(item, f'{where}[{index}]', seen)
     elif kind not in (*PLAIN, Tensor, torch.nn.Parameter):
         raise CheckpointError(
             f'{where} is of type {kind.__module__}.{kind.__qualname__}, which not every reader '
