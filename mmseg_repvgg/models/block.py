@@ -10,11 +10,15 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmseg_repvgg.models.checkpointing import CheckpointedSequential, recomputed
 from mmseg_repvgg.models.layer import Layer, batch_norm, check_branches, conv_bn
+from mmseg_repvgg.models.recomputation import (
+    RecomputedSequential,
+    check_recomputation,
+    recomputed,
+)
 from mmseg_repvgg.models.squeeze_excitation import SqueezeExcitation
 from mmseg_repvgg.reparam.batchnorm import conv_like, to_float64
-from mmseg_repvgg.reparam.branches import merge_branches
+from mmseg_repvgg.reparam.branches import identity_kernel, merge_branches
 from mmseg_repvgg.reparam.module_hooks import computed_weights
 
 FUSED_TRAINING_ERROR = (
@@ -89,7 +93,7 @@ class RepVGGBlock(BaseModule):
             self.branch_reparam = layer.conv(bias=True)
         else:
             self._build_branches(layer, norm_cfg)
-        self._check_recomputation()
+        check_recomputation(self)
         self.se_layer = (
             nn.Identity() if se_cfg is None else SqueezeExcitation(out_channels, **se_cfg)
         )
@@ -101,9 +105,7 @@ class RepVGGBlock(BaseModule):
         Raises:
             RuntimeError: If a fused block is in training mode.
         """
-        if self.with_cp and torch.is_grad_enabled():
-            return recomputed(self, self._forward, x)
-        return self._forward(x)
+        return recomputed(self, self._forward, x) if self.with_cp else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.deploy and self.training:
@@ -116,7 +118,7 @@ class RepVGGBlock(BaseModule):
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
         """Build the training form; ``branch_3x3.conv`` has the geometry of the fused conv."""
         self.branch_3x3 = conv_bn(layer.conv(), norm_cfg)
-        kind = CheckpointedSequential if self.recompute_1x1 else nn.Sequential
+        kind = RecomputedSequential if self.recompute_1x1 else nn.Sequential
         has_1x1 = '1x1' in self.branches
         self.branch_1x1 = conv_bn(layer.conv((1, 1)), norm_cfg, kind) if has_1x1 else None
         has_identity = 'identity' in self.branches and layer.keeps_shape
@@ -133,13 +135,12 @@ class RepVGGBlock(BaseModule):
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias, float64, of the conv that equals :meth:`_add_branches` (eq. 3-4)."""
-        one = self.branch_1x1
-        return merge_branches(
-            (self.branch_3x3.conv.weight, self.branch_3x3.norm),
-            None if one is None else (one.conv.weight, one.norm),
-            self.branch_norm,
-            self.groups,
-        )
+        convs = [branch for branch in (self.branch_3x3, self.branch_1x1) if branch is not None]
+        branches = [(branch.conv.weight, branch.norm) for branch in convs]
+        if self.branch_norm is not None:
+            identity = identity_kernel(self.branch_3x3.conv.weight, self.groups)
+            branches.append((identity, self.branch_norm))
+        return merge_branches(branches)
 
     def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
         """Kernel (C_out, C_in / groups, 3, 3) and bias (C_out,) of the fused block, float64.
@@ -159,14 +160,12 @@ class RepVGGBlock(BaseModule):
             return self._merge()
 
     def fused_conv(self) -> nn.Conv2d:
-        """The conv that equals the branches; the block is unchanged.
+        """The conv that equals the branches of a block in training form, which is unchanged.
 
         Raises:
             ValueError: If a norm, or this kind of block, cannot be fused.
         """
-        if self.deploy:
-            return self.branch_reparam
-        with torch.no_grad(), computed_weights(self):
+        with torch.no_grad():
             return conv_like(self.branch_3x3.conv, *self.get_equivalent_kernel_bias())
 
     def become_fused(self, conv: nn.Conv2d) -> None:
@@ -187,19 +186,3 @@ class RepVGGBlock(BaseModule):
         """
         if not self.deploy:
             self.become_fused(self.fused_conv())
-
-    def _check_recomputation(self) -> None:
-        """Check that ``with_cp`` and ``recompute_1x1`` have an effect."""
-        if self.deploy and self.with_cp:
-            raise ValueError('with_cp=True has no effect on a fused block; leave it out')
-        if not isinstance(self.recompute_1x1, bool):
-            raise ValueError(f'recompute_1x1={self.recompute_1x1!r} must be True or False')
-        if self.recompute_1x1 and self.with_cp:
-            raise ValueError('recompute_1x1=True: with_cp=True recomputes the 1x1 branch already')
-        one = getattr(self, 'branch_1x1', None)
-        if self.recompute_1x1 and not isinstance(one, CheckpointedSequential):
-            form = 'a fused block' if self.deploy else f'branches={self.branches}'
-            raise ValueError(
-                f'recompute_1x1=True has no effect on {form} of {type(self).__name__}: there is '
-                'no 1x1 conv with a BatchNorm; leave it out'
-            )

@@ -11,13 +11,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmseg_repvgg.models.checkpointing import recomputed
 from mmseg_repvgg.models.layer import Layer, conv_bn
+from mmseg_repvgg.models.recomputation import recomputed
 
 CANNOT_FUSE = (
     "block='residual_reorg' cannot be fused: a shortcut across two 3x3 layers with a ReLU between "
@@ -79,9 +78,7 @@ class ResidualBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride))."""
-        if self.with_cp and torch.is_grad_enabled():
-            return recomputed(self, self._forward, x)
-        return self._forward(x)
+        return recomputed(self, self._forward, x) if self.with_cp else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.act(self.layer_2(self.act(self.layer_1(x))) + self.shortcut(x))
@@ -89,46 +86,34 @@ class ResidualBlock(BaseModule):
 
 def residual_stage(
     layers: Sequence[Layer],
-    se_cfg: Mapping[str, Any] | None = None,
-    norm_cfg: Mapping[str, Any] = dict(type='BN'),
-    act_cfg: Mapping[str, Any] = dict(type='ReLU'),
-    with_cp: bool = False,
-    deploy: bool = False,
-    branches: Sequence[str] | None = None,
-    recompute_1x1: bool = False,
+    norm_cfg: Mapping[str, Any],
+    act_cfg: Mapping[str, Any],
+    with_cp: bool,
+    deploy: bool,
+    **unused: Any,
 ) -> list[nn.Module]:
     """The blocks of a stage: one plain layer, or a residual block for every two layers.
 
     Args:
         layers: The layers of the stage.
-        se_cfg: Must be None. The settings are those of
-            :class:`~mmseg_repvgg.models.block.RepVGGBlock`.
         norm_cfg: ``BN`` or ``SyncBN``.
         act_cfg: The activation.
         with_cp: Recompute each residual block in the backward pass.
         deploy: Must be False: there is no fused form.
-        branches: Must be None: there are no branches.
-        recompute_1x1: Must be False: there are no branches.
+        **unused: Other settings of :class:`~mmseg_repvgg.models.block.RepVGGBlock`; they must be
+            None or False.
 
     Raises:
         ValueError: If the number of layers is odd and above 1, or a setting has no effect.
     """
     if deploy:
         raise ValueError(f'deploy=True: {CANNOT_FUSE}')
-    if branches is not None:
-        raise ValueError(
-            f"branches={tuple(branches)} has no effect on block='residual_reorg', which has a "
-            'shortcut and no branches; leave it out'
-        )
-    if recompute_1x1:
-        raise ValueError(
-            "recompute_1x1=True has no effect on block='residual_reorg', which has a shortcut and "
-            'no branches; leave it out'
-        )
-    if se_cfg is not None:
-        raise ValueError(
-            "block='residual_reorg' has no squeeze-excitation; choose an arch without se_cfg"
-        )
+    for name, value in unused.items():
+        if value is not None and value is not False:
+            raise ValueError(
+                f"{name}={value} has no effect on block='residual_reorg', which has a shortcut, no "
+                'branches and no squeeze-excitation; leave it out'
+            )
     if len(layers) == 1:
         return [PlainLayer(layers[0], norm_cfg, act_cfg)]
     if len(layers) % 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mmseg_repvgg.reparam.batchnorm import fold_batchnorm
+from mmseg_repvgg.reparam.batchnorm import fold_batchnorm, to_float64
 from mmseg_repvgg.reparam.module_hooks import has_hooks
 from mmseg_repvgg.reparam.other_families import (
     LEAVE_OUT,
@@ -27,38 +27,32 @@ NO_BLOCK = (
 )
 
 
-def identity_kernel(channels: int, groups: int) -> Tensor:
-    """The identity as a 1x1 conv kernel.
-
-    Returns:
-        (channels, channels / groups, 1, 1) float64: row i has its 1 at i's place in its group.
-    """
-    per_group = channels // groups
-    return torch.eye(per_group, dtype=torch.float64).repeat(groups, 1)[:, :, None, None]
-
-
 def pad_to_3x3(kernel: Tensor) -> Tensor:
     """Zero-pad a 1x1, 1x3 or 3x1 kernel: (C_out, C_in, kh, kw) -> (C_out, C_in, 3, 3)."""
     rows, columns = (1 - size // 2 for size in kernel.shape[2:])
     return F.pad(kernel, (columns, columns, rows, rows))
 
 
-def merge_branches(
-    branch_3x3: tuple[Tensor, nn.Module],
-    branch_1x1: tuple[Tensor, nn.Module] | None,
-    branch_norm: nn.Module | None,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
+def identity_kernel(like: Tensor, groups: int) -> Tensor:
+    """The 3x3 kernel of the identity, in the shape, dtype and device of ``like``.
+
+    If the numbers of input and output channels differ, it copies the first ones of each group, as
+    ``torch.nn.init.dirac_`` and DiracNet's code do.
+    """
+    eye = torch.eye(len(like) // groups, like.shape[1], dtype=like.dtype, device=like.device)
+    return pad_to_3x3(eye.repeat(groups, 1)[:, :, None, None])
+
+
+def merge_branches(branches: Iterable[tuple[Tensor, nn.Module]]) -> tuple[Tensor, Tensor]:
     """Kernel and bias of the one 3x3 conv that equals the sum of a block's branches.
 
     Stride and dilation need no arithmetic: the centre tap of a 3x3 kernel sees the same pixels as a
-    1x1 conv of the same stride and padding 0, whatever the dilation.
+    1x1 conv of the same stride and padding 0, whatever the dilation. A 1x3 kernel falls onto the
+    middle row of the 3x3 kernel, a 3x1 kernel onto its middle column.
 
     Args:
-        branch_3x3: Weight (C_out, C_in / groups, 3, 3) and its BatchNorm.
-        branch_1x1: Weight (C_out, C_in / groups, 1, 1) and its BatchNorm, or None.
-        branch_norm: The BatchNorm of the identity branch, or None.
-        groups: Groups of both convs.
+        branches: Weight (C_out, C_in / groups, kh, kw) of each branch, and its BatchNorm, or
+            ``nn.Identity`` if it has none.
 
     Returns:
         Kernel (C_out, C_in / groups, 3, 3) and bias (C_out,), float64.
@@ -66,14 +60,14 @@ def merge_branches(
     Raises:
         ValueError: If a norm cannot be fused (see :func:`fold_batchnorm`).
     """
-    kernel, bias = fold_batchnorm(branch_3x3[0], None, branch_3x3[1])
-    ones = [] if branch_1x1 is None else [branch_1x1]
-    if branch_norm is not None:
-        ones.append((identity_kernel(len(bias), groups).to(kernel.device), branch_norm))
-    for weight, norm in ones:
-        kernel_1x1, bias_1x1 = fold_batchnorm(weight, None, norm)
-        kernel, bias = kernel + pad_to_3x3(kernel_1x1), bias + bias_1x1
-    return kernel, bias
+    kernels, biases = [], []
+    for weight, norm in branches:
+        kernel, bias = to_float64(weight), to_float64(weight.new_zeros(len(weight)))
+        if type(norm) is not nn.Identity:
+            kernel, bias = fold_batchnorm(weight, None, norm)
+        kernels.append(pad_to_3x3(kernel))
+        biases.append(bias)
+    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
 def fusible_blocks(model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_repvgg.benchmark.training import kept_bytes
-from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock, checkpointing
+from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock, recomputation
 from tests.common import TINY
 
 GEOMETRIES = [
@@ -93,7 +93,7 @@ def test_gradients_and_statistics_are_those_of_the_plain_block(settings):
 def test_statistics_that_count_a_batch_twice_are_noticed(monkeypatch):
     """Negative control of the comparisons here."""
     kept, saving, x = pair()
-    monkeypatch.setattr(checkpointing, '_FrozenStatistics', lambda module: nullcontext())
+    monkeypatch.setattr(recomputation, '_FrozenStatistics', lambda module: nullcontext())
     gradients(saving, x)
     gradients(kept, x)
     assert saving.branch_1x1.norm.num_batches_tracked == 2

@@ -10,7 +10,7 @@ from torch import nn
 from mmseg_repvgg.models import VARIANTS, DilatedRepVGG, RepVGGBlock
 from mmseg_repvgg.models.layer import Layer
 from mmseg_repvgg.models.residual import PlainLayer, ResidualBlock
-from mmseg_repvgg.models.variant_blocks import (
+from mmseg_repvgg.models.variants import (
     AsymmetricConvBlock,
     DiracNetLayer,
     IdentityWithoutBN,
@@ -365,7 +365,7 @@ def test_the_default_is_the_full_block():
         ),
         (
             dict(block='residual_reorg', arch=dict(EVEN, se_cfg=dict(ratio=2))),
-            'has no squeeze-excitation',
+            'no squeeze-excitation',
         ),
         (dict(block='residual_reorg', dilations=(1, 1, 0, 1)), 'dilation=0'),
         (dict(block='acb', norm_cfg=dict(type='GN', num_groups=2)), "'GN' cannot be fused"),

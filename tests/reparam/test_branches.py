@@ -4,11 +4,18 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.models import ARCHS, DilatedRepVGG, RepVGGBlock
-from mmseg_repvgg.reparam.branches import fuse_branches, identity_kernel, merge_branches
+from mmseg_repvgg.reparam.batchnorm import fold_batchnorm
+from mmseg_repvgg.reparam.branches import (
+    fuse_branches,
+    identity_kernel,
+    merge_branches,
+    pad_to_3x3,
+)
 from mmseg_repvgg.reparam.equivalence import EquivalenceError, compare, require_equal, tolerance_of
 from mmseg_repvgg.reparam.rewrites import deployed_copy
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
@@ -27,17 +34,26 @@ def norm(weight, bias, mean, var):
     return bn
 
 
+W3 = torch.arange(36.0).reshape(2, 2, 3, 3)
+W1 = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
+W13 = torch.arange(1.0, 13.0).reshape(2, 2, 1, 3)
+W31 = torch.arange(13.0, 25.0).reshape(2, 2, 3, 1)
+ONES = identity_kernel(W3, groups=1)
+
+# gamma/sigma is (2, 1), (1, 3), (4, 1/2); beta - mu gamma/sigma (-5, -5), (-2, -2), (-3.5, -1)
+FIRST = norm([4.0, 2.0], [1.0, 0.0], [3.0, 5.0], [4.0, 4.0])
+SECOND = norm([1.0, 6.0], [0.0, 1.0], [2.0, 1.0], [1.0, 4.0])
+THIRD = norm([4.0, 1.0], [0.5, 0.0], [1.0, 2.0], [1.0, 4.0])
+
+
+def assert_exact(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
 def test_two_channels_worked_by_hand():
     """Figure 4 with numbers: gamma/sigma is (2, 1), (1, 3) and (4, 1/2)."""
-    w3 = torch.arange(36.0).reshape(2, 2, 3, 3)
-    w1 = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
-    kernel, bias = merge_branches(
-        (w3, norm([4.0, 2.0], [1.0, 0.0], [3.0, 5.0], [4.0, 4.0])),
-        (w1, norm([1.0, 6.0], [0.0, 1.0], [2.0, 1.0], [1.0, 4.0])),
-        norm([4.0, 1.0], [0.5, 0.0], [1.0, 2.0], [1.0, 4.0]),
-        groups=1,
-    )
-    expected = torch.stack([w3[0] * 2, w3[1] * 1]).double()
+    kernel, bias = merge_branches([(W3, FIRST), (W1, SECOND), (ONES, THIRD)])
+    expected = torch.stack([W3[0] * 2, W3[1] * 1]).double()
     expected[0, 0, 1, 1] += 1 * 1 + 4  # the 1x1 kernel scaled by 1, the identity by 4
     expected[0, 1, 1, 1] += 1 * 2
     expected[1, 0, 1, 1] += 3 * 3
@@ -49,11 +65,77 @@ def test_two_channels_worked_by_hand():
     )
 
 
+def test_identity_without_bn_adds_ones():
+    kernel, bias = merge_branches([(W3, FIRST), (W1, SECOND), (ONES, nn.Identity())])
+    expected = torch.stack([W3[0] * 2, W3[1]]).double()
+    expected[0, 0, 1, 1] += 1 * 1 + 1  # the 1x1 kernel scaled by (1, 3), the identity by nothing
+    expected[0, 1, 1, 1] += 1 * 2
+    expected[1, 0, 1, 1] += 3 * 3
+    expected[1, 1, 1, 1] += 3 * 4 + 1
+    assert_exact(kernel, expected)
+    assert_exact(bias, torch.tensor([-7.0, -7.0], dtype=torch.float64))
+    expected[:, :, 1, 1] -= torch.tensor([[1.0, 2.0], [9.0, 12.0]])
+    kernel, bias = merge_branches([(W3, FIRST), (ONES, nn.Identity())])
+    assert_exact(kernel, expected)
+    assert_exact(bias, torch.tensor([-5.0, -5.0], dtype=torch.float64))
+
+
+def without_norms(*weights):
+    """Branches without a BatchNorm, and one after the addition."""
+    return fold_batchnorm(*merge_branches([(w, nn.Identity()) for w in weights]), FIRST)
+
+
+def test_post_addition_bn_scales_the_sum():
+    kernel, bias = without_norms(W3, W1, ONES)
+    expected = W3.double()
+    expected[:, :, 1, 1] += torch.tensor([[1.0 + 1, 2.0], [3.0, 4.0 + 1]])
+    expected[0] *= 2
+    assert_exact(kernel, expected)
+    assert_exact(bias, torch.tensor([-5.0, -5.0], dtype=torch.float64))
+    plain, _ = without_norms(W3)
+    assert_exact(plain, torch.stack([W3[0] * 2, W3[1]]).double())
+
+
+def test_asymmetric_kernels_fall_on_the_middle_row_and_column():
+    kernel, bias = merge_branches([(W3, FIRST), (W13, SECOND), (W31, THIRD)])
+    expected = torch.stack([W3[0] * 2, W3[1]]).double()
+    expected[0, :, 1, :] += W13[0, :, 0, :]  # 1x3: scaled by (1, 3)
+    expected[1, :, 1, :] += 3 * W13[1, :, 0, :]
+    expected[0, :, :, 1] += 4 * W31[0, :, :, 0]  # 3x1: scaled by (4, 1/2)
+    expected[1, :, :, 1] += W31[1, :, :, 0] / 2
+    assert_exact(kernel, expected)
+    assert_exact(bias, torch.tensor([-10.5, -8.0], dtype=torch.float64))
+
+
 def test_the_identity_kernel_of_groups_is_the_identity():
     x = torch.randn(1, 6, 4, 4, dtype=torch.float64)
     for groups in (1, 2, 3, 6):
-        y = nn.functional.conv2d(x, identity_kernel(6, groups), groups=groups)
-        assert torch.equal(x, y)
+        kernel = identity_kernel(x.new_empty(6, 6 // groups, 3, 3), groups)
+        assert torch.equal(F.conv2d(x, kernel, padding=1, groups=groups), x)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('channels', [(8, 8), (8, 16), (16, 8), (12, 8)])
+def test_the_identity_is_torchs_dirac(channels, groups):
+    """PyTorch's initialization is what DiracNet's code takes."""
+    weight = torch.randn(channels[1], channels[0] // groups, 3, 3)
+    expected = nn.init.dirac_(torch.empty_like(weight), groups)
+    assert torch.equal(identity_kernel(weight, groups), expected)
+    if channels[0] == channels[1]:
+        x = torch.randn(1, channels[0], 5, 6)
+        assert torch.equal(F.conv2d(x, expected, padding=1, groups=groups), x)
+
+
+def test_padding_keeps_what_a_small_kernel_computes():
+    x = torch.randn(1, 3, 7, 8, dtype=torch.float64)
+    for size in ((1, 1), (1, 3), (3, 1), (3, 3)):
+        kernel = torch.randn(4, 3, *size, dtype=torch.float64)
+        padding = (size[0] // 2, size[1] // 2)
+        expected = F.conv2d(x, kernel, padding=padding)
+        torch.testing.assert_close(F.conv2d(x, pad_to_3x3(kernel), padding=1), expected)
+        if size != (3, 3) and size != (1, 1):  # negative control: the other direction
+            turned = pad_to_3x3(kernel).transpose(2, 3)
+            assert (F.conv2d(x, turned, padding=1) - expected).abs().max() > 0.1
 
 
 KINDS = [

@@ -1,4 +1,7 @@
-"""Activation checkpointing that counts every batch once in the BatchNorm statistics."""
+"""Recomputation in the backward pass (activation checkpointing), which saves memory.
+
+Every batch is counted once in the BatchNorm statistics.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-class CheckpointedSequential(nn.Sequential):
-    """An ``nn.Sequential`` that is computed again in the backward pass.
-
-    Only its input is kept for the backward pass.
-    """
+class RecomputedSequential(nn.Sequential):
+    """An ``nn.Sequential`` of which only the input is kept for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Sequential``."""
-        if torch.is_grad_enabled():
-            return recomputed(self, super().forward, x)
-        return super().forward(x)
+        return recomputed(self, super().forward, x)
 
 
 def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -33,10 +31,33 @@ def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tenso
         function: What to compute.
         x: Its input.
     """
+    if not torch.is_grad_enabled():
+        return function(x)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():  # statistics change once
         return checkpoint(function, x, use_reentrant=False)
     contexts = nullcontext(), _FrozenStatistics(module)
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: contexts)
+
+
+def check_recomputation(block: Any) -> None:
+    """Check that ``with_cp`` and ``recompute_1x1`` of a RepVGG block have an effect.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    if block.deploy and block.with_cp:
+        raise ValueError('with_cp=True has no effect on a fused block; leave it out')
+    if not isinstance(block.recompute_1x1, bool):
+        raise ValueError(f'recompute_1x1={block.recompute_1x1!r} must be True or False')
+    if block.recompute_1x1 and block.with_cp:
+        raise ValueError('recompute_1x1=True: with_cp=True recomputes the 1x1 branch already')
+    norm = getattr(getattr(block, 'branch_1x1', None), 'norm', None)
+    if block.recompute_1x1 and not isinstance(norm, _BatchNorm):
+        form = 'a fused block' if block.deploy else f'branches={block.branches}'
+        raise ValueError(
+            f'recompute_1x1=True has no effect on {form} of {type(block).__name__}: there is no '
+            '1x1 conv with a BatchNorm; leave it out'
+        )
 
 
 class _FrozenStatistics:
