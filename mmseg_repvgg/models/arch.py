@@ -59,14 +59,13 @@ class RepVGGArch:
                     f'se_cfg={dict(self.se_cfg or {})} takes ratio and divisor, integers of '
                     'at least 1'
                 )
+        depth = sum(self.num_blocks)
         for layer, groups in (self.group_layer_map or {}).items():
-            if not is_integer(layer, 1) or layer > sum(self.num_blocks):
+            if not (is_integer(layer, 1) and layer <= depth and is_integer(groups, 1)):
                 raise ValueError(
-                    f'group_layer_map names layer {layer}; the layers after the stem are '
-                    f'1..{sum(self.num_blocks)}'
+                    f'group_layer_map names layer {layer} with {groups!r} groups; the layers after '
+                    f'the stem are 1..{depth}, and each needs at least 1 group'
                 )
-            if not is_integer(groups, 1):
-                raise ValueError(f'group_layer_map gives layer {layer} {groups} groups; need >= 1')
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -88,11 +87,9 @@ class RepVGGArch:
         shapes, channels, layer = {}, self.widths[0], 1
         for stage, depth in enumerate(self.num_blocks, 1):
             for block in range(depth):
-                shapes[f'stage_{stage}.{block}'] = (
-                    self.widths[stage],
-                    channels // self.groups(layer),
-                )
+                per_group = channels // self.groups(layer)
                 channels, layer = self.widths[stage], layer + 1
+                shapes[f'stage_{stage}.{block}'] = channels, per_group
         return shapes
 
 

@@ -239,15 +239,12 @@ class DilatedRepVGG(BaseModule):
     def _check_outputs_and_freezing(self) -> None:
         """Check ``out_indices``, ``frozen_stages`` and ``norm_eval``."""
         last = self.num_stages - 1
-        is_ordered = all(map(is_integer, self.out_indices)) and list(self.out_indices) == sorted(
-            set(self.out_indices)
-        )
-        if not self.out_indices or not is_ordered:
+        given = list(self.out_indices)
+        is_ordered = all(is_integer(i, 0) for i in given) and given == sorted(set(given))
+        if not given or not is_ordered or given[-1] > last:
             raise ValueError(
                 f'out_indices={self.out_indices} must be increasing stage numbers from 0 to {last}'
             )
-        if self.out_indices[0] < 0 or self.out_indices[-1] > last:
-            raise ValueError(f'out_indices={self.out_indices} must lie in 0..{last}')
         if self.out_indices[-1] != last:
             raise ValueError(
                 f'out_indices={self.out_indices} leave the stages after {self.out_indices[-1]} '

@@ -49,7 +49,9 @@ def test_a_custom_row_is_accepted_and_wrong_ones_name_the_mistake():
         get_arch(dict(depth=3, width_factor=[1]))
     with pytest.raises(ValueError, match='one value per stage'):
         get_arch(dict(num_blocks=[1, 2], width_factor=[1]))
-    with pytest.raises(ValueError, match='names layer 4; the layers after the stem are 1..3'):
+    with pytest.raises(
+        ValueError, match='layer 4 with 2 groups; the layers after the stem are 1..3'
+    ):
         get_arch(dict(num_blocks=[1, 2], width_factor=[1, 1], group_layer_map={4: 2}))
     with pytest.raises(ValueError, match='must be positive'):
         get_arch(dict(num_blocks=[0], width_factor=[1]))
