@@ -101,29 +101,48 @@ def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
         raise ValueError(
             'fusing gives NaN or infinite weights: the checkpoint is damaged or training diverged'
         )
-    fused = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        dilation=conv.dilation,  # type: ignore[arg-type]
-        groups=conv.groups,
-        bias=True,
-        padding_mode=conv.padding_mode,
-        device='meta',
-    )
     like, trains = conv.weight, any(p.requires_grad for p in conv.parameters())
     for name, tensor in (('weight', kernel), ('bias', bias)):
-        cast = tensor.detach().to(like)
-        if not bool(cast.isfinite().all()):
+        if not bool(tensor.to(like).isfinite().all()):
             raise ValueError(
                 f'fusing gives a {name} of {tensor.abs().max().item():.3g}, above the largest '
                 f'{like.dtype}, {torch.finfo(like.dtype).max:.3g}: fuse the model in float32 '
                 '(model.float()), and run it in float32 or bfloat16'
             )
-        setattr(fused, name, nn.Parameter(cast, requires_grad=trains))
-    return fused.train(conv.training)
+    fused = conv_of(
+        kernel.to(like),
+        bias.to(like),
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+    )
+    return fused.requires_grad_(trains).train(conv.training)
+
+
+def conv_of(kernel: Tensor, bias: Tensor | None, groups: int = 1, **geometry: Any) -> nn.Conv2d:
+    """A conv with these parameters; no random number is drawn.
+
+    Args:
+        kernel: (C_out, C_in / groups, kh, kw).
+        bias: (C_out,) or None.
+        groups: Groups of the conv.
+        **geometry: Other arguments of ``nn.Conv2d``.
+    """
+    out_channels, per_group, *size = kernel.shape
+    conv = nn.Conv2d(
+        per_group * groups,
+        out_channels,
+        tuple(size),  # type: ignore[arg-type]
+        groups=groups,
+        bias=bias is not None,
+        device='meta',
+        **geometry,
+    )
+    conv.weight = nn.Parameter(kernel.detach())
+    conv.bias = None if bias is None else nn.Parameter(bias.detach())
+    return conv
 
 
 def fuse_batchnorms(model: nn.Module) -> int:

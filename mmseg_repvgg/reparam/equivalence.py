@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.reparam.module_hooks import eval_mode
+
 # Largest relative difference that rounding can cause, by the dtype of the weights. Models in half
 # precision are compared in float32: there only the rounding of fused weights makes a difference.
 TOLERANCES = {
@@ -202,7 +204,7 @@ def repeatable_outputs(
         outputs_of: ``(model, inputs) -> outputs``.
     """
     devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
-    with torch.no_grad(), _true_float32(), _eval_mode(model), torch.random.fork_rng(devices):
+    with torch.no_grad(), _true_float32(), eval_mode(model), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return outputs_of(model, inputs)
 
@@ -287,14 +289,3 @@ def _tensors(outputs: Any) -> Iterable[Tensor]:
 def _input_channels(model: nn.Module) -> int:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 3 if first is None else first.in_channels
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Any:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,4 +1,4 @@
-"""Hooks of modules: those that compute a weight, and all others, which a rewrite must not lose."""
+"""Modules as a rewrite finds them: their hooks, weights that are computed, and eval mode."""
 
 from __future__ import annotations
 
@@ -29,22 +29,28 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 @contextmanager
-def computed_weights(model: nn.Module) -> Iterator[None]:
-    """Update computed weights; within the context they are computed as in eval mode.
-
-    A pruned or normalised weight is outdated until the next call, for example after
-    ``load_state_dict``. Spectral norm changes its state in training mode. The mode of every module
-    is restored.
-    """
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context every module is in eval mode; the mode of each is restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        for module, _ in modes:
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, COMPUTE_WEIGHTS):
-                    hook(module, None)
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def computed_weights(model: nn.Module) -> Iterator[None]:
+    """Update computed weights; within the context they are computed as in eval mode.
+
+    A pruned or normalised weight is outdated until the next call, for example after
+    ``load_state_dict``. Spectral norm changes its state in training mode.
+    """
+    with eval_mode(model):
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, COMPUTE_WEIGHTS):
+                    hook(module, None)
+        yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.reparam.equivalence import EquivalenceError, compare, tolerance_of
-from mmseg_repvgg.reparam.module_hooks import computed_weights
+from mmseg_repvgg.reparam.module_hooks import computed_weights, eval_mode
 
 FUSE_METHODS = ('switch_to_deploy', 'reparameterize', 'fuse')
 """The usual names. ``fuse`` may return the module that replaces the block, as in timm."""
@@ -140,13 +140,9 @@ def _working_inputs(block: nn.Module) -> Iterator[Tensor]:
         sides = (97, 224) if width <= 4 else (17,)  # images for a network; feature maps for a block
         for shape in (*((width, side, side) for side in sides), (49, width), (width,)):
             inputs = torch.randn(1, *shape, generator=generator).to(like)
-            training = [m for m in block.modules() if m.training]
-            block.eval()
             try:
-                block(inputs)
+                with eval_mode(block):
+                    block(inputs)
             except Exception:
                 continue
-            finally:
-                for module in training:
-                    module.training = True
             yield inputs

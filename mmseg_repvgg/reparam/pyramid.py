@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from mmseg_repvgg.reparam.batchnorm import conv_of
 from mmseg_repvgg.reparam.module_hooks import has_hooks
 
 TAPS = 3
@@ -88,9 +89,9 @@ class PyramidBottleneck(nn.Module):
         whole = bottleneck.conv
         widths = [module.conv.out_channels for module in reduce]
         kernels = whole.weight.detach().split([whole.in_channels - sum(widths), *widths], dim=1)
-        self.conv = _conv(kernels[0].clone(), whole.bias, padding=1)
+        self.conv = conv_of(kernels[0].clone(), whole.bias, padding=1)
         self.spread = nn.ModuleList(
-            _conv(kernel.permute(0, 2, 3, 1).reshape(-1, kernel.shape[1], 1, 1), None)
+            conv_of(kernel.permute(0, 2, 3, 1).reshape(-1, kernel.shape[1], 1, 1), None)
             for kernel in kernels[1:]
         )
         for part in (self.conv, self.spread):
@@ -208,19 +209,3 @@ def _scale(pool: Any) -> int:
         return 0
     sides = size if isinstance(size, tuple) else (size, size)
     return int(sides[0] or 0) if sides[0] == sides[1] else 0
-
-
-def _conv(kernel: Tensor, bias: Tensor | None, padding: int = 0) -> nn.Conv2d:
-    """A conv with these parameters; no random number is drawn."""
-    out_channels, in_channels, *size = kernel.shape
-    conv = nn.Conv2d(
-        in_channels,
-        out_channels,
-        tuple(size),  # type: ignore[arg-type]
-        padding=padding,
-        bias=bias is not None,
-        device='meta',
-    )
-    conv.weight = nn.Parameter(kernel)
-    conv.bias = None if bias is None else nn.Parameter(bias.detach())
-    return conv
