@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,14 +122,12 @@ def _winograd_takes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int)
     )
 
 
-class _KeptKernels:
-    """The transformed kernels of a weight, the values they were made from, and their bytes."""
+class _KeptKernels(NamedTuple):
+    """The transformed kernels of each group of a weight, and the values they were made from."""
 
-    def __init__(self, weight: Tensor, groups: int) -> None:
-        self.values = weight.clone()
-        self.groups = groups
-        self.kernels = [nnpack.transform_kernel(part) for part in self.values.chunk(groups)]
-        self.nbytes = _kept_bytes(weight)
+    values: Tensor
+    groups: int
+    kernels: list[Tensor]
 
 
 _kept: dict[int, tuple[_KeptKernels, weakref.ref]] = {}
@@ -152,12 +150,14 @@ def _transformed_kernels(weight: Tensor, groups: int) -> Sequence[Tensor] | None
         return kept.kernels
     kept = None
     _kept.pop(key, None)  # before new ones are made: they are large
-    others = sum(entry.nbytes for entry, _ in tuple(_kept.values()))
+    others = sum(_kept_bytes(entry.values) for entry, _ in tuple(_kept.values()))
     if others + _kept_bytes(weight) > SHARE_OF_MEMORY * _memory_limit():
         return None
-    made = _KeptKernels(values, groups)
+    values = values.clone()
+    kernels = [nnpack.transform_kernel(part) for part in values.chunk(groups)]
+    made = _KeptKernels(values, groups, kernels)
     _kept[key] = (made, weakref.ref(weight, functools.partial(_kept.pop, key)))
-    return made.kernels
+    return kernels
 
 
 def _kept_bytes(weight: Tensor) -> int:
@@ -249,7 +249,7 @@ def use_winograd(model: nn.Module) -> int:
 
 def run_dilated(layers: Layers, x: Tensor, dilation: int) -> Tensor:
     """As :func:`run_on_sub_maps`, on one large map, which is faster than many small ones."""
-    if _is_plain_inference(x) and x.device.type == 'cpu' and x.dim() == 4:
+    if _is_plain_inference(x) and x.device.type == 'cpu':
         return run_on_mosaic(layers, x, dilation)
     return run_on_sub_maps(layers, x, dilation)
 
