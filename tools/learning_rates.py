@@ -30,14 +30,13 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors('learning_rates'):
         for rate, warm_up, seed in product(args.rates, args.warm_ups, args.seeds):
-            name = learning_rates.curve_name(rate, warm_up, seed)
-            if (args.out / f'{name}.json').is_file():
+            curve = learning_rates.Curve(
+                rate, warm_up, args.iterations, args.crop, args.batch, seed
+            )
+            if (args.out / f'{curve.name}.json').is_file():
                 continue
-            with tempfile.TemporaryDirectory() as work_dir:
-                curve = learning_rates.train_curve(
-                    args.scenes, Path(work_dir), rate, warm_up, args.iterations, args.crop,
-                    args.batch, seed,
-                )  # fmt: skip
+            with tempfile.TemporaryDirectory() as folder:
+                curve = learning_rates.train_curve(curve, args.scenes, Path(folder))
             learning_rates.write_curve(curve, args.out)
         curves = learning_rates.read_curves(args.out)
         text = learning_rates.table(curves)

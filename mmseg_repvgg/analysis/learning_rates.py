@@ -6,9 +6,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from mmengine.config import Config
@@ -30,23 +29,23 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """A training, as saved in its JSON file."""
+    """A training, as saved in its JSON file; without losses it is still to be done."""
 
-    learning_rate: float
+    learning_rate: float  # of all layers
     warm_up: int  # iterations, linear; 0: none
-    iterations: int
-    crop: int  # height and width in pixels
-    batch: int
-    seed: int
-    losses: list[float | None]  # of every iteration, all heads; None: not a number
-    gradients: list[float | None]  # norm over all parameters before each step
-    miou: float | None  # percent, of the fused form; None: it could not be evaluated
-    accuracy: float | None  # of pixels, percent
+    iterations: int = 120
+    crop: int = 129  # height and width in pixels
+    batch: int = 4
+    seed: int = 0  # of weights, crops and order
+    losses: list[float | None] = field(default_factory=list)  # of every iteration; None: NaN
+    gradients: list[float | None] = field(default_factory=list)  # norms before each step
+    miou: float | None = None  # percent, of the fused form; None: it could not be evaluated
+    accuracy: float | None = None  # of pixels, percent
 
     @property
     def name(self) -> str:
         """Name of its file, without the suffix."""
-        return curve_name(self.learning_rate, self.warm_up, self.seed)
+        return f'lr{self.learning_rate:g}_warmup{self.warm_up}_seed{self.seed}'
 
     @property
     def smooth(self) -> list[float]:
@@ -56,85 +55,60 @@ class Curve:
         return [sum(part) / len(part) for part in parts]
 
 
-def curve_name(learning_rate: float, warm_up: int, seed: int) -> str:
-    """File name of a curve in its folder, without the suffix."""
-    return f'lr{learning_rate:g}_warmup{warm_up}_seed{seed}'
-
-
-def train_curve(
-    scenes: Path,
-    work_dir: Path,
-    learning_rate: float,
-    warm_up: int,
-    iterations: int = 120,
-    crop: int = 129,
-    batch: int = 4,
-    seed: int = 0,
-) -> Curve:
+def train_curve(curve: Curve, scenes: Path, work_dir: Path) -> Curve:
     """Train the demo's PSPNet on RepVGG-A0 from scratch with SGD, as mmseg's schedules do.
 
     After the warm-up the rate falls by poly 0.9, as there.
 
     Args:
+        curve: The settings.
         scenes: Folder of demo scenes; they are drawn if missing.
         work_dir: For the log.
-        learning_rate: Learning rate of all layers.
-        warm_up: Iterations over which it rises linearly; 0 for none.
-        iterations: Iterations of the whole training.
-        crop: Height and width in pixels.
-        batch: Images per iteration.
-        seed: Seed of weights, crops and order.
     """
     make_demo_scenes(scenes, num_train=120, num_val=20, size=(512, 256))
-    cfg = _config(scenes, learning_rate, warm_up, iterations, crop, batch, seed)
     with suppress(EquivalenceError):  # diverged: no scores, but losses
-        launch.train(cfg, str(work_dir))
+        launch.train(_config(curve, scenes), str(work_dir))
     (file,) = work_dir.glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    steps = [row for row in rows if 'loss' in row]
     scores: dict[str, float] = next((row for row in rows if 'mIoU' in row), {})
-    return Curve(
-        learning_rate, warm_up, iterations, crop, batch, seed,
-        [_number(row['loss']) for row in steps],
-        [_number(row['grad_norm']) for row in steps],
-        scores.get('mIoU'),
-        scores.get('aAcc'),
-    )  # fmt: skip
+    return replace(
+        curve,
+        losses=[_finite(row['loss']) for row in rows if 'loss' in row],
+        gradients=[_finite(row['grad_norm']) for row in rows if 'loss' in row],
+        miou=scores.get('mIoU'),
+        accuracy=scores.get('aAcc'),
+    )
 
 
-def _config(
-    scenes: Path, rate: float, warm_up: int, iterations: int, crop: int, batch: int, seed: int
-) -> Config:
+def _config(curve: Curve, scenes: Path) -> Config:
     cfg = launch.load_config(CONFIG)
-    cfg.model.data_preprocessor.size = (crop, crop)
+    size = (curve.crop, curve.crop)
+    cfg.model.data_preprocessor.size = size
     for name in ('train', 'val', 'test'):
         loader = cfg[f'{name}_dataloader']
         loader.dataset.data_root = str(scenes)
         loader.update(num_workers=0, persistent_workers=False)
-    cfg.train_dataloader.batch_size = batch
-    next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop').crop_size = (
-        crop,
-        crop,
-    )
-    cfg.optim_wrapper = dict(
-        type='OptimWrapper',
-        optimizer=dict(type='SGD', lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
-        clip_grad=dict(max_norm=math.inf),  # clips nothing, and logs the norm
-    )
-    poly = dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=warm_up)
-    rise = dict(type='LinearLR', start_factor=START, by_epoch=False, begin=0, end=warm_up)
-    cfg.param_scheduler = [rise, poly] if warm_up else [poly]
-    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.train_dataloader.batch_size = curve.batch
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    next(t for t in pipeline if t.type == 'RandomCrop').crop_size = size
+    sgd = dict(type='SGD', lr=curve.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    clip = dict(max_norm=math.inf)  # clips nothing, and logs the norm
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=sgd, clip_grad=clip)
+    end = curve.warm_up
+    poly = dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=end)
+    rise = dict(type='LinearLR', start_factor=START, by_epoch=False, begin=0, end=end)
+    cfg.param_scheduler = [rise, poly] if curve.warm_up else [poly]
+    cfg.train_cfg.update(max_iters=curve.iterations, val_interval=curve.iterations)
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     cfg.log_processor.window_size = 1
-    cfg.randomness = dict(seed=seed)
-    cfg.visualizer.name = f'{rate:g}-{warm_up}-{seed}'  # a process keeps one per name
+    cfg.randomness = dict(seed=curve.seed)
+    cfg.visualizer.name = curve.name  # a process keeps one per name
     return cfg
 
 
-def _number(value: Any) -> float | None:
-    return round(float(value), 5) if math.isfinite(float(value)) else None
+def _finite(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def write_curve(curve: Curve, folder: Path) -> None:
@@ -171,7 +145,7 @@ def table(curves: Iterable[Curve]) -> str:
     """A row per curve, in Markdown."""
     rows = []
     for curve in curves:
-        smooth = curve.smooth
+        last = curve.smooth[-1]
         early = [loss for loss in curve.losses[: len(curve.losses) // 3] if loss is not None]
         norms = [norm for norm in curve.gradients if norm is not None]
         rows.append(
@@ -181,7 +155,7 @@ def table(curves: Iterable[Curve]) -> str:
                 curve.seed,
                 f'{max(early):.1f}' if early else None,
                 f'{max(norms):.0f}' if norms else None,
-                'not a number' if math.isnan(smooth[-1]) else f'{smooth[-1]:.2f}',
+                'not a number' if math.isnan(last) else f'{last:.2f}',
                 None if curve.miou is None else f'{curve.miou:.1f}',
                 None if curve.accuracy is None else f'{curve.accuracy:.1f}',
             ]
@@ -206,13 +180,8 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         for curve in (c for c in curves if c.learning_rate == rate):
             warm = curve.warm_up > 0
             label = f'warm-up over {curve.warm_up}' if warm else 'no warm-up'
-            axes.plot(
-                range(1, len(curve.losses) + 1),
-                curve.smooth,
-                color='tab:green' if warm else 'tab:red',
-                linewidth=1.2,
-                label=None if warm in shown else label,
-            )
+            (line,) = axes.plot(range(1, len(curve.losses) + 1), curve.smooth, linewidth=1.2)
+            line.set(color='tab:green' if warm else 'tab:red', label='' if warm in shown else label)
             shown.add(warm)
         axes.set(title=f'learning rate {rate:g}', xlabel='iteration', yscale='log')
         axes.grid(alpha=0.3, which='both')

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes, storage_key
-from mmseg_repvgg.checks import check_integer
+from mmseg_repvgg.checks import check_integer, check_size
 
 STEPS = 2  # the optimizer has its state from the first step on
 LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
@@ -48,10 +48,11 @@ class Memory:
     peak: int  # most bytes at one time, with all of the above and temporary results
 
     def __str__(self) -> str:
-        rows = dict(vars(self))
-        rows['saved for backward'] = rows.pop('saved')
-        rows['peak of a step'] = rows.pop('peak')
-        return '\n'.join(f'{name:20} {value / 2**20:9.0f} MiB' for name, value in rows.items())
+        titles = dict(saved='saved for backward', peak='peak of a step')
+        return '\n'.join(
+            f'{titles.get(name, name):20} {value / 2**20:9.0f} MiB'
+            for name, value in vars(self).items()
+        )
 
 
 def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
@@ -70,13 +71,12 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
         ValueError: On a wrong size, or if the loss depends on values.
     """
     check_integer('batch', batch, 1)
-    for side in size:
-        check_integer('size', side, 1)
+    check_size('size', size)
     with FakeTensorMode():
         model, optimizer = _build(cfg)
-        live = LiveBytes([*model.parameters(), *model.buffers()])
+        held = [*model.parameters(), *model.buffers()]
         try:
-            with live:
+            with LiveBytes(held) as live:
                 saved = _train(model, optimizer, batch, size)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ValueError(
@@ -84,7 +84,7 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
                 'its memory cannot be estimated without computing it; measure it'
             ) from error
         return Memory(
-            parameters=_bytes([*model.parameters(), *model.buffers()]),
+            parameters=_bytes(held),
             gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
             optimizer=_bytes(tree_leaves(list(optimizer.optimizer.state.values()))),
             saved=saved,
@@ -166,7 +166,5 @@ def _saved_bytes(model: nn.Module) -> Iterator[Any]:
 
 
 def _bytes(values: list[Any]) -> int:
-    storages = {
-        storage_key(v): v.untyped_storage().nbytes() for v in values if isinstance(v, Tensor)
-    }
-    return sum(storages.values())
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return sum({storage_key(t): t.untyped_storage().nbytes() for t in tensors}.values())

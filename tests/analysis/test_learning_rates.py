@@ -48,7 +48,7 @@ def test_files(tmp_path):
 
 
 def test_what_is_trained():
-    cfg = _config(Path('scenes'), 0.03, 40, 120, 129, 4, 1)
+    cfg = _config(Curve(0.03, 40, seed=1), Path('scenes'))
     sgd = dict(type='SGD', lr=0.03, momentum=0.9, weight_decay=5e-4)  # mmseg's schedules
     assert cfg.optim_wrapper.optimizer == sgd
     rise, poly = cfg.param_scheduler
@@ -56,7 +56,7 @@ def test_what_is_trained():
     crops = [t.crop_size for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop']
     assert crops == [(129, 129)] == [cfg.model.data_preprocessor.size]
     assert cfg.val_dataloader.dataset.data_root == 'scenes'
-    (poly,) = _config(Path('scenes'), 0.03, 0, 120, 129, 4, 1).param_scheduler
+    (poly,) = _config(Curve(0.03, 0, seed=1), Path('scenes')).param_scheduler
     assert poly.type == 'PolyLR' and poly.begin == 0
 
 
