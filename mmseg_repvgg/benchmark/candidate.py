@@ -1,7 +1,8 @@
-"""What a benchmark measures: a candidate is built and called in its own process."""
+"""What a benchmark measures, a candidate, and what it finds, a row."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,14 +39,40 @@ class Built:
 
 
 @dataclass
-class Outcome:
-    """The measurements of a candidate."""
+class Row:
+    """What was measured of a candidate, as in the JSON file of a record."""
 
-    candidate: Candidate
-    calls: int = 1  # per round
+    name: str
+    group: str  # the candidates that were measured in turn
+    settings: dict[str, Any]
+    examples: int
     seconds: list[float] = field(default_factory=list)  # of a call, the mean of every timed round
     info: dict[str, Any] = field(default_factory=dict)
     peak_memory: int | None = None  # bytes, of the whole process (on a GPU: allocated there)
-    failure: str | None = None  # why there are no figures
-    output: np.ndarray | None = None  # class indices
     agreement: float | None = None  # share of outputs with the same class as the reference's
+    failure: str | None = None  # why there are no figures
+    calls: int = 1  # per round
+
+    @property
+    def median(self) -> float:
+        """Seconds a call."""
+        return statistics.median(self.seconds)
+
+    @property
+    def per_second(self) -> float:
+        """Examples a second."""
+        return self.examples / self.median
+
+    @property
+    def spread(self) -> float:
+        """Largest minus smallest time, as a share of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@dataclass
+class Outcome:
+    """A candidate, its row, and its output to be compared."""
+
+    candidate: Candidate
+    row: Row
+    output: np.ndarray | None = None  # class indices

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
 from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.markdown import markdown_table
 
 TITLE = 'Curated configs at 512x1024'

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmseg_repvgg.benchmark.candidate import Built, Candidate
 from mmseg_repvgg.benchmark.page import bars, number, row_table
@@ -16,71 +16,45 @@ from mmseg_repvgg.benchmark.worker import resident_peak
 
 TITLE = 'Memory of blocks (Figure 3)'
 PAPER = {'plain': 1, 'residual': 2}
-"""Peak memory besides the block's input, in feature maps of the input's size."""
-
-
-class PlainBlock(nn.Module):
-    """Two 3x3 convs with ReLU; the input is freed after the first conv."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-
-    def forward(self, held: list[Tensor]) -> Tensor:
-        """``held`` has the only reference to the input (N, C, H, W); it is empty afterwards."""
-        x = held.pop()
-        for conv in self.convs:
-            x = conv(x).relu_()
-        return x
-
-
-class ResidualBlock(PlainBlock):
-    """The same, but the input is kept and added before the last ReLU."""
-
-    def forward(self, held: list[Tensor]) -> Tensor:
-        """As :meth:`PlainBlock.forward`."""
-        x = held.pop()
-        first, second = self.convs
-        y = first(x).relu_()
-        return second(y).add_(x).relu_()
-
-
-KINDS = {'plain': PlainBlock, 'residual': ResidualBlock}
+"""Peak memory besides the block's input, in feature maps of the input's size, by kind: two 3x3
+convs with ReLU, where the input is freed after the first conv, or is added before the last ReLU."""
 
 
 def block(kind: str, channels: int, size: int) -> Built:
-    """Build a block whose peak memory is counted without weights and input, in bytes.
+    """A block whose peak memory is counted without weights and input, in bytes.
 
     Args:
-        kind: Key of :data:`KINDS`.
+        kind: Key of :data:`PAPER`.
         channels: Channels of the feature map.
         size: Height and width of the feature map.
     """
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    network: Any = KINDS[kind](channels).to(device).to(memory_format=torch.channels_last)
+    place: Any = dict(
+        device='cuda' if torch.cuda.is_available() else 'cpu', memory_format=torch.channels_last
+    )
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1).to(**place) for _ in range(2))
     map_bytes = channels * size**2 * 4
 
+    @torch.inference_mode()
     def run(side: int) -> None:
-        shape = (1, channels, side, side)
-        held = [torch.empty(shape, device=device, memory_format=torch.channels_last).fill_(1)]
-        with torch.inference_mode():
-            network(held)
+        x = torch.empty((1, channels, side, side), **place).fill_(1)
+        y = first(x).relu_()
+        if kind == 'residual':
+            second(y).add_(x).relu_()
+        else:
+            del x
+            second(y).relu_()
 
     run(8)  # libraries allocate their own memory in the first call
-    if device == 'cuda':
+    peak: Callable[[], int] = resident_peak
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        peak, before = torch.cuda.max_memory_allocated, torch.cuda.memory_allocated()
     else:
         before = resident_peak(reset=True)
-
-    def memory() -> int:
-        peak = torch.cuda.max_memory_allocated() if device == 'cuda' else resident_peak()
-        return peak - before - map_bytes
-
     return Built(
         call=lambda: run(size),
         info=dict(map_bytes=map_bytes),
-        memory=memory,
+        memory=lambda: peak() - before - map_bytes,
     )
 
 
@@ -89,7 +63,7 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
     settings = dict(channels=16 if quick else 32, size=512 if quick else 1536)
     return {
         'pytorch': [
-            Candidate(kind, f'{__name__}:block', dict(kind=kind, **settings)) for kind in KINDS
+            Candidate(kind, f'{__name__}:block', dict(kind=kind, **settings)) for kind in PAPER
         ]
     }
 

@@ -10,7 +10,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.candidate import Row
+from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.markdown import markdown_table
 
 COLOURS = [matplotlib.colormaps['tab20'](i) for i in range(20)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
+from mmseg_repvgg.benchmark.candidate import Candidate, Outcome, Row
 from mmseg_repvgg.benchmark.worker import Worker, WorkerError
 
 
@@ -35,15 +35,17 @@ def measure(
     candidates: Sequence[Candidate],
     protocol: Protocol,
     say: Callable[[str], None] = lambda text: None,
+    group: str = '',
 ) -> list[Outcome]:
     """Build all candidates, then call them in turn, so that slowdowns cancel in the ratios.
 
-    If a candidate fails or exceeds the time limit, its outcome holds the reason; the others go on.
+    If a candidate fails or exceeds the time limit, its row holds the reason; the others go on.
 
     Args:
         candidates: Their names must differ.
         protocol: How to measure.
         say: Called with each line of progress.
+        group: Name of the group in the rows.
 
     Returns:
         The outcomes in the order of the candidates.
@@ -58,24 +60,26 @@ def measure(
     try:
         for candidate in candidates:
             worker = Worker(candidate, protocol.threads, protocol.time_limit)
-            outcome = Outcome(candidate)
-            runs.append((worker, outcome))
-            with _failure_stops(worker, outcome):
-                outcome.info.update(worker.ask('build'))
-            say(f'{candidate.name}: {outcome.failure or "built"}')
+            row = Row(candidate.name, group, candidate.settings, candidate.examples)
+            runs.append((worker, Outcome(candidate, row)))
+            with _failure_stops(worker, row):
+                row.info.update(worker.ask('build'))
+            say(f'{row.name}: {row.failure or "built"}')
         for round_ in range(-protocol.warm_up, protocol.rounds):
             for worker, outcome in _working(runs):
+                row = outcome.row
                 time.sleep(protocol.pause)
-                with _failure_stops(worker, outcome):
-                    seconds = worker.ask('call', outcome.calls)
+                with _failure_stops(worker, row):
+                    seconds = worker.ask('call', row.calls)
                     if round_ >= 0:
-                        outcome.seconds.append(seconds)
+                        row.seconds.append(seconds)
                     else:  # one call at first; then as many as a block takes
-                        outcome.calls = max(1, math.ceil(protocol.block / max(seconds, 1e-6)))
+                        row.calls = max(1, math.ceil(protocol.block / max(seconds, 1e-6)))
             say(f'round {round_ + 1} of {protocol.rounds}')
         for worker, outcome in _working(runs):
-            with _failure_stops(worker, outcome):
-                outcome.peak_memory, outcome.output = worker.ask('memory'), worker.ask('output')
+            with _failure_stops(worker, outcome.row):
+                outcome.row.peak_memory = worker.ask('memory')
+                outcome.output = worker.ask('output')
     finally:
         for worker, _ in runs:
             worker.stop()
@@ -83,14 +87,14 @@ def measure(
 
 
 def _working(runs: list[tuple[Worker, Outcome]]) -> list[tuple[Worker, Outcome]]:
-    return [(worker, outcome) for worker, outcome in runs if not outcome.failure]
+    return [(worker, outcome) for worker, outcome in runs if not outcome.row.failure]
 
 
 @contextmanager
-def _failure_stops(worker: Worker, outcome: Outcome) -> Iterator[None]:
-    """If the block fails, store the reason in the outcome and stop its worker."""
+def _failure_stops(worker: Worker, row: Row) -> Iterator[None]:
+    """If the block fails, store the reason in the row and stop the worker."""
     try:
         yield
     except WorkerError as error:
-        outcome.failure, outcome.seconds = str(error), []
+        row.failure, row.seconds = str(error), []
         worker.stop()

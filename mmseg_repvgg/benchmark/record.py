@@ -6,10 +6,9 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -19,7 +18,7 @@ from typing import Any
 
 from mmseg_repvgg.analysis.time_in_turn import Ratio, paired_ratio
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.benchmark.candidate import Outcome
+from mmseg_repvgg.benchmark.candidate import Row
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.version import __version__
 
@@ -28,37 +27,6 @@ PACKAGES = (
     'timm', 'onnx', 'onnxruntime', 'openvino', 'MNN',
 )  # fmt: skip
 """Packages whose versions are recorded, if installed."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate's figures, as in the JSON file."""
-
-    name: str
-    group: str  # the candidates that were measured in turn
-    settings: dict[str, Any]
-    examples: int
-    seconds: list[float]
-    info: dict[str, Any]
-    peak_memory: int | None  # bytes
-    agreement: float | None  # share of outputs with the same class as in PyTorch
-    failure: str | None
-    calls: int = 1  # per round; ``seconds`` are means over them
-
-    @property
-    def median(self) -> float:
-        """Seconds a call."""
-        return statistics.median(self.seconds)
-
-    @property
-    def per_second(self) -> float:
-        """Examples a second."""
-        return self.examples / self.median
-
-    @property
-    def spread(self) -> float:
-        """Largest minus smallest time, as a share of the median."""
-        return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 @dataclass(frozen=True)
@@ -165,25 +133,8 @@ def joined(records: Sequence[Record]) -> Record:
     )
 
 
-def make_record(
-    benchmark: str, outcomes: Mapping[str, Sequence[Outcome]], protocol: Protocol
-) -> Record:
-    """Collect outcomes with the machine, versions and settings that they depend on.
-
-    Args:
-        benchmark: Name of the benchmark.
-        outcomes: Outcomes by group.
-        protocol: How they were measured.
-    """
-    rows = [
-        Row(
-            outcome.candidate.name, group, outcome.candidate.settings, outcome.candidate.examples,
-            outcome.seconds, outcome.info, outcome.peak_memory, outcome.agreement,
-            outcome.failure, outcome.calls,
-        )
-        for group, members in outcomes.items()
-        for outcome in members
-    ]  # fmt: skip
+def make_record(benchmark: str, rows: Sequence[Row], protocol: Protocol) -> Record:
+    """Collect rows with the machine, versions and settings that they depend on."""
     return Record(
         benchmark=benchmark,
         command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
@@ -192,7 +143,7 @@ def make_record(
         machine=_machine(),
         versions={'mmseg_repvgg': __version__, 'python': platform.python_version(), **_versions()},
         protocol=asdict(protocol),
-        rows=rows,
+        rows=list(rows),
     )
 
 

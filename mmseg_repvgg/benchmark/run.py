@@ -13,7 +13,7 @@ import numpy as np
 
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8, training
-from mmseg_repvgg.benchmark.candidate import Candidate, Outcome
+from mmseg_repvgg.benchmark.candidate import Candidate, Outcome, Row
 from mmseg_repvgg.benchmark.forward import EXECUTIONS
 from mmseg_repvgg.benchmark.page import provenance
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
@@ -74,14 +74,15 @@ def run_benchmark(
         protocol = replace(protocol, rounds=1, warm_up=1, block=0, time_limit=120)
     suite = SUITES[name]
     chosen = _choose(suite.groups(_select_runtimes(runtimes), quick), groups, only)
-    outcomes: dict[str, list[Outcome]] = {}
+    rows: list[Row] = []
     outputs: dict[str, np.ndarray | None] = {}
     for group, candidates in chosen.items():
         say(f'{name}, {group}: {len(candidates)} candidates')
-        outcomes[group] = measure(candidates, protocol, say)
+        outcomes = measure(candidates, protocol, say, group)
         if hasattr(suite, 'reference'):
-            compare_outputs(outcomes[group], suite.reference, outputs, protocol, say)
-        record = make_record(name, outcomes, protocol)
+            compare_outputs(outcomes, suite.reference, outputs, protocol, say)
+        rows += [outcome.row for outcome in outcomes]
+        record = make_record(name, rows, protocol)
         write(record, out)  # after every group: a long run may be interrupted
     return record
 
@@ -103,7 +104,7 @@ def compare_outputs(
         protocol: Used without its rounds and warm-up.
         say: Called with each line of progress.
     """
-    outputs |= {_key(o.candidate): o.output for o in outcomes if not o.failure}
+    outputs |= {_key(o.candidate): o.output for o in outcomes if not o.row.failure}
     for outcome in outcomes:
         wanted = reference(outcome.candidate)
         if wanted is None or outcome.output is None:
@@ -113,7 +114,7 @@ def compare_outputs(
             wanted = replace(wanted, name=f'{wanted.name}, for comparison')
             outputs[key] = measure([wanted], replace(protocol, rounds=1, warm_up=0), say)[0].output
         if outputs[key] is not None:
-            outcome.agreement = float(np.mean(outcome.output == outputs[key]))
+            outcome.row.agreement = float(np.mean(outcome.output == outputs[key]))
 
 
 def _key(candidate: Candidate) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
 from mmseg_repvgg.benchmark.page import bars, row_table
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.record import Record
 
 TITLE = 'Kernel sizes (Table 1)'
 PAPER = {1: 9.96, 3: 38.10, 5: 10.57, 7: 9.38}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mmseg_repvgg.analysis.paper_tables import PAPER_ROWS as PAPER
 from mmseg_repvgg.analysis.paper_tables import PaperRow
-from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
 from mmseg_repvgg.benchmark.forward import is_pytorch
 from mmseg_repvgg.benchmark.page import percent, row_table, scatter, sections
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.record import Record
 
 TITLE = 'Classifiers (Tables 4 and 5)'
 ELSEWHERE = {

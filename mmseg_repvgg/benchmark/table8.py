@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
 from mmseg_repvgg.benchmark.forward import is_pytorch
 from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
-from mmseg_repvgg.benchmark.record import Record, Row
+from mmseg_repvgg.benchmark.record import Record
 
 TITLE = 'PSPNet at 713x713 (Table 8)'
 

@@ -73,41 +73,21 @@ def block(
     dilation: int = 1,
     **geometry: Any,
 ) -> Built:
-    """A training step of one block.
-
-    Args:
-        kind: Key of :data:`KINDS`.
-        channels: Input channels.
-        size: Height and width of the input.
-        batch: Number of examples.
-        out_channels: Output channels, if different.
-        dilation: Dilation of the 3x3 conv.
-        **geometry: ``stride`` and ``groups``.
-    """
+    """A training step of one block of a kind on an input of (batch, channels, size, size)."""
     torch.manual_seed(0)
-    shape = (channels, out_channels or channels)
     x = torch.randn(batch, channels, size, size).relu()
+    geometry |= dict(in_channels=channels, out_channels=out_channels or channels, dilation=dilation)
     if kind == THEIRS:
         from mmpretrain.models.backbones import repvgg
 
-        module: nn.Module = repvgg.RepVGGBlock(
-            *shape, padding=dilation, dilation=dilation, **geometry
-        )
+        module: nn.Module = repvgg.RepVGGBlock(padding=dilation, **geometry)
     else:
-        module = RepVGGBlock(*shape, dilation=dilation, recompute_1x1=bool(KINDS[kind]), **geometry)
+        module = RepVGGBlock(recompute_1x1=bool(KINDS[kind]), **geometry)
     return _training_step(module, x.requires_grad_())
 
 
 def backbone(kind: str, arch: str, size: int, batch: int, **settings: Any) -> Built:
-    """A training step of a backbone.
-
-    Args:
-        kind: Key of :data:`KINDS`.
-        arch: Name of the architecture.
-        size: Height and width of the images.
-        batch: Number of images.
-        **settings: Strides and dilations.
-    """
+    """A training step of a backbone on (batch, 3, size, size), with its strides and dilations."""
     torch.manual_seed(0)
     if kind == THEIRS:
         from mmpretrain.models.backbones import repvgg

@@ -60,12 +60,12 @@ class Worker:
             *arguments: Of ``call``: the number of calls.
 
         Raises:
-            WorkerError: If the command fails, the process ends, or the time limit is exceeded.
+            WorkerError: If the command fails, the process ends, or the time limit is exceeded; the
+                worker can only be stopped then.
         """
         try:
             self._connection.send((command, *arguments))
             if not self._connection.poll(self.time_limit):
-                self.stop()
                 raise WorkerError(f'not done within {self.time_limit:g} s')
             answer, value = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):

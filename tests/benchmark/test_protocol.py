@@ -25,7 +25,7 @@ def test_times_memory_and_failures():
     lines: list[str] = []
     outcomes = measure(candidates, protocol, lines.append)
     compare_outputs(outcomes, lambda candidate: candidates[1], {}, protocol)
-    record = make_record('fake', {'pytorch': outcomes}, protocol)
+    record = make_record('fake', [outcome.row for outcome in outcomes], protocol)
     assert [row.name for row in record.rows] == [candidate.name for candidate in candidates]
     half, one = record.row('half'), record.row('one')
     assert half is not None
@@ -64,19 +64,19 @@ def test_a_reference_that_was_not_measured_is_run_once():
     outcomes = measure([half, Candidate('unbuilt', f'{FAKES}:failing', {})], protocol)
     outputs: dict = {}
     compare_outputs(outcomes, lambda candidate: None, outputs, protocol, lines.append)
-    assert (lines, outcomes[0].agreement) == ([], None)
+    assert (lines, outcomes[0].row.agreement) == ([], None)
     for _ in range(2):
         compare_outputs(outcomes, lambda candidate: one, outputs, protocol, lines.append)
     assert lines == ['one, for comparison: built', 'round 1 of 1']
-    assert outcomes[0].agreement == pytest.approx(2 / 3)
-    assert outcomes[1].agreement is None
+    assert outcomes[0].row.agreement == pytest.approx(2 / 3)
+    assert outcomes[1].row.agreement is None
 
 
 def test_a_record_survives_its_file(tmp_path):
     outcomes = measure(
         [Candidate('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
     )
-    record = make_record('fake', {'g': outcomes}, Protocol(rounds=1))
+    record = make_record('fake', [outcomes[0].row], Protocol(rounds=1))
     record.write(tmp_path / 'deep' / 'fake.json')
     assert Record.read(tmp_path / 'deep' / 'fake.json') == record
     assert record.machine['cores'] >= 1

@@ -11,7 +11,8 @@ import cv2
 import pytest
 
 from mmseg_repvgg.benchmark import dropin, figure3, networks, table1, table4, table6, table8
-from mmseg_repvgg.benchmark.record import Record, Row, joined
+from mmseg_repvgg.benchmark.candidate import Row
+from mmseg_repvgg.benchmark.record import Record, joined
 from mmseg_repvgg.benchmark.run import SUITES, run_benchmark, write
 
 ROOT = Path(__file__).resolve().parents[2]
