@@ -16,12 +16,14 @@ from torch import Tensor
 
 from mmseg_repvgg.deploy.image_pipeline import first_test_set
 from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
-from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.deploy.segmenter import logit
-from mmseg_repvgg.deploy.tiling import mean_strips, refuse_small_image
+from mmseg_repvgg.deploy.tiling import check_fits_window, mean_logits
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.engine.config_types import type_name
+
+BATCH = 8
+"""Largest number of windows per call."""
 
 
 @MODELS.register_module()
@@ -35,9 +37,7 @@ class ExportedModel(BaseSegmentor):
         path: The file.
         align_corners: Of the decode head, for resizing logits to the size of the ground truth.
         runtime: As in :func:`load_runtime`.
-        threads: As in :func:`load_runtime`.
-        device: Device of the runtime; None: the CPU.
-        batch: Largest number of windows per call.
+        device: Device of the runtime.
         test_padding: ``test_cfg`` of mmseg's ``SegDataPreProcessor``.
         normalised: Whether the test pipeline normalises images.
 
@@ -51,13 +51,11 @@ class ExportedModel(BaseSegmentor):
         path: str,
         align_corners: bool,
         runtime: str | None = None,
-        threads: int | None = None,
-        device: str | None = None,
-        batch: int = 8,
+        device: str = 'cpu',
         test_padding: dict | None = None,
         normalised: bool = False,
     ) -> None:
-        loaded = load_runtime(path, runtime, threads, device=device or 'cpu')
+        loaded = load_runtime(path, runtime, device=device)
         info = loaded.info
         if info.argmax_inside and info.stride:
             raise ValueError(
@@ -65,45 +63,45 @@ class ExportedModel(BaseSegmentor):
                 'without --argmax'
             )
         if info.preprocessing_inside and (test_padding or normalised):
-            how = 'pads normalised images (data_preprocessor.test_cfg)'
-            how = 'normalises images in the test pipeline' if normalised else how
+            how = (
+                'normalises images in the test pipeline'
+                if normalised
+                else 'pads normalised images (data_preprocessor.test_cfg)'
+            )
             raise ValueError(
                 f'{path} takes pixels, but the config {how}; export it without --preprocessing'
             )
-        super().__init__(data_preprocessor=_preprocessor(info, test_padding, normalised))
-        self.runtime, self.info, self.batch = loaded, info, batch
+        preprocessor: dict[str, Any] = dict(type='mmseg.SegDataPreProcessor', test_cfg=test_padding)
+        if not (info.preprocessing_inside or normalised):
+            preprocessor.update(mean=info.mean, std=info.std, bgr_to_rgb=info.to_rgb)
+        super().__init__(data_preprocessor=preprocessor)
+        self.runtime, self.info = loaded, info
         self.align_corners = align_corners
         self.out_channels = info.num_outputs
         self.decode_head = SimpleNamespace(threshold=info.threshold)  # mmseg reads it there
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
         """(N, C, H, W) from the data preprocessor -> mmseg's data samples."""
-        logits = self.encode_decode(inputs, [])
-        return self.postprocess_result(logits, data_samples)
+        return self.postprocess_result(self.encode_decode(inputs, []), data_samples)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: Any) -> Tensor:
         """(N, C, H, W) -> logits (N, classes, H, W), one-hot if the file gives labels.
 
         Raises:
-            ValueError: If whole images have another size than the file.
+            ValueError: If whole images have another size than the file, or images are smaller than
+                a window.
         """
         images, info = inputs.cpu().numpy(), self.info
         if info.stride is None:
-            output = torch.from_numpy(np.ascontiguousarray(self.runtime(images)))
+            output = self.runtime(images)
         else:
-            maps = [self._windows(image, info.stride) for image in images]
-            output = torch.from_numpy(np.stack(maps))
+            check_fits_window(images.shape[2:], info.size)
+            tiling = info.size, info.stride, BATCH
+            output = np.stack([mean_logits(self.runtime, image, *tiling) for image in images])
+        logits = torch.from_numpy(np.ascontiguousarray(output))
         if info.argmax_inside:
-            output = self._as_logits(output.long())
-        return output.to(inputs.device)
-
-    def _windows(self, image: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
-        """(C, H, W) -> the mean logits (classes, H, W) of all windows that cover a pixel."""
-        size, (height, width) = self.info.size, image.shape[1:]
-        if height < size[0] or width < size[1]:
-            refuse_small_image((height, width), size)
-        strips = mean_strips(self.runtime, image, size, stride, self.batch)
-        return np.concatenate(list(strips), axis=1)
+            logits = self._as_logits(logits.long())
+        return logits.to(inputs.device)
 
     def _as_logits(self, labels: Tensor) -> Tensor:
         """(N, H, W) -> logits (N, classes, H, W) that give these labels."""
@@ -127,7 +125,7 @@ def test_exported(
     cfg: Config,
     path: str | Path,
     runtime: str | None = None,
-    device: str | None = None,
+    device: str = 'cpu',
     **options: Any,
 ) -> dict[str, float]:
     """Evaluate an exported model on the config's test set.
@@ -136,7 +134,7 @@ def test_exported(
         cfg: The config of the checkpoint that was exported.
         path: The exported file.
         runtime: As in :func:`load_runtime`.
-        device: Device of the runtime; None: the CPU.
+        device: Device of the runtime.
         **options: See :func:`mmseg_repvgg.engine.launch.test`.
 
     Returns:
@@ -154,13 +152,14 @@ def test_exported(
     preprocessor = settings_of_preprocessor(cfg) or {}
     heads = cfg.model.decode_head
     last = heads[-1] if isinstance(heads, list) else heads
+    pipeline = first_test_set(cfg).get('pipeline') or ()
     settings = dict(
         path=str(path),
         align_corners=last.get('align_corners', False),  # mmseg's default
         runtime=runtime,
         device=device,
         test_padding=preprocessor.get('test_cfg'),
-        normalised=_pipeline_normalises(cfg),
+        normalised=any(type_name(transform) == 'Normalize' for transform in pipeline),
     )
     ExportedModel(**settings)  # raises errors before a runner is built
     for key in ('model', 'data_preprocessor'):  # mmengine would pass the latter to the new model
@@ -169,17 +168,3 @@ def test_exported(
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [h for h in hooks if type_name(h) != 'RepVGGDeployHook']
     return launch.test(cfg, None, **options)
-
-
-def _pipeline_normalises(cfg: Config) -> bool:
-    pipeline = (first_test_set(cfg) or {}).get('pipeline') or ()
-    return any(type_name(transform) == 'Normalize' for transform in pipeline)
-
-
-def _preprocessor(
-    info: ModelDescription, test_padding: dict | None, normalised: bool
-) -> dict[str, Any]:
-    settings: dict[str, Any] = dict(type='mmseg.SegDataPreProcessor', test_cfg=test_padding)
-    if info.preprocessing_inside or normalised:
-        return settings
-    return dict(settings, mean=info.mean, std=info.std, bgr_to_rgb=info.to_rgb)

@@ -99,9 +99,7 @@ def as_pixels(image: np.ndarray, channels: int = 3, color_type: str = 'color') -
     if color_type.startswith('color') and channels == 3:
         return as_bgr(image)
     if color_type.startswith('grayscale') and channels == 1:
-        bgr = as_bgr(image)
-        grey = image.reshape(image.shape[:2]) if image.size == bgr.size // 3 else None
-        return (cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY) if grey is None else grey)[:, :, None]
+        return cv2.cvtColor(as_bgr(image), cv2.COLOR_BGR2GRAY)[:, :, None]  # leaves grey as it is
     if not isinstance(image, np.ndarray) or image.dtype.kind not in 'uif':
         raise ValueError(f'the image is {type(image).__name__}, not a numpy array of numbers')
     planes = image[:, :, None] if image.ndim == 2 else image
@@ -145,10 +143,15 @@ def resize_as_tested(
     if keep_ratio:
         factor = min(max(resize) / max(height, width), min(resize) / min(height, width))
         resize = int(width * factor + 0.5), int(height * factor + 0.5)
-    if resize == (width, height):
+    return resize_image(image, resize[::-1])
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, C) to ``size`` (height, width), bilinear."""
+    if image.shape[:2] == size:
         return image
-    resized = cv2.resize(image, resize, interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(*resized.shape[:2], image.shape[2])  # OpenCV drops a single channel
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(*size, image.shape[2])  # OpenCV drops a single channel
 
 
 def resize_plane(plane: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:

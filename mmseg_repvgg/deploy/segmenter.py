@@ -19,14 +19,15 @@ from mmseg_repvgg.deploy.images import (
     as_pixels,
     read_image,
     resize_as_tested,
+    resize_image,
     resize_plane,
 )
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.tiling import (
+    check_fits_window,
+    mean_logits,
     mean_strips,
     nearest_labels,
-    pad_to_window,
-    refuse_small_image,
     window_starts,
 )
 
@@ -51,6 +52,10 @@ class Segmenter:
     window), or with ``pad_small_images`` are padded below and to the right with the mean pixel. If
     the network ends in argmax, labels are resized by nearest neighbour and windows are not
     averaged: see :func:`.tiling.nearest_labels`.
+
+    Memory does not grow with the number of windows: besides the image and its labels, ``batch``
+    windows with their logits are kept, and the sums of the logits of one row of windows, or of the
+    whole resized image if the labels are resized back.
 
     Threads may share a Segmenter, because calls do not change it. It can be pickled if its network
     can; networks from :func:`.load_runtime` can.
@@ -122,7 +127,8 @@ class Segmenter:
         if not isinstance(image, np.ndarray):
             image = self.read(image)
         pixels = as_pixels(image, self.info.channels, self.info.color_type)
-        return self._whole(pixels) if self.info.stride is None else self._sliding(pixels)
+        stride = self.info.stride
+        return self._whole(pixels) if stride is None else self._sliding(pixels, stride)
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image file as in training: see :func:`.images.read_image`."""
@@ -162,37 +168,32 @@ class Segmenter:
         return np.where(known[:, :, None], blended, image)
 
     def _whole(self, image: np.ndarray) -> np.ndarray:
-        size, shape = self.info.size, image.shape[:2]
-        if shape != size:
-            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-            image = image.reshape(*size, -1)  # OpenCV drops a single channel
-        output = self._run(self._prepare(image.transpose(2, 0, 1)[None]))[0]
-        return self._labels_of_size(output, shape)
+        resized = resize_image(image, self.info.size)
+        output = self._run(resized.transpose(2, 0, 1)[None])[0]
+        return self._labels_of_size(output, image.shape[:2])
 
-    def _sliding(self, image: np.ndarray) -> np.ndarray:
-        info, size, shape, stride = self.info, self.info.size, image.shape[:2], self.info.stride
-        assert stride is not None
+    def _sliding(self, image: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
+        info, shape = self.info, image.shape[:2]
         planes = resize_as_tested(image, info.resize, info.keep_ratio).transpose(2, 0, 1)
         height, width = planes.shape[1:]
-        network = self._run_pixels
-        if height < size[0] or width < size[1]:
-            planes, network = self._pad(planes), self._run
-        tiling = network, planes, size, stride, self.batch
+        if self.pad_small_images and (height < info.size[0] or width < info.size[1]):
+            planes = self._pad(planes)
+        check_fits_window(planes.shape[1:], info.size)
+        tiling = self._run, planes, info.size, stride, self.batch
         if info.argmax_inside:
-            labels = nearest_labels(*tiling)[:height, :width]
-            return self._labels_of_size(labels, shape)
-        if shape == (height, width):
+            return self._labels_of_size(nearest_labels(*tiling)[:height, :width], shape)
+        if shape == (height, width):  # not resized back: the logits are needed strip by strip
             labels = np.concatenate([self._argmax(strip) for strip in mean_strips(*tiling)])
             return np.ascontiguousarray(labels[:height, :width])
-        logits = np.concatenate(list(mean_strips(*tiling)), axis=1)
-        return self._labels_of_size(logits[:, :height, :width], shape)
+        return self._labels_of_size(mean_logits(*tiling)[:, :height, :width], shape)
 
     def _pad(self, planes: np.ndarray) -> np.ndarray:
-        """Prepare (C, H, W) pixels and pad them until a window fits."""
-        if not self.pad_small_images:
-            refuse_small_image(planes.shape[1:], self.info.size)
-        mean_pixel = self._mean if self.info.preprocessing_inside else 0
-        return pad_to_window(self._prepare(planes[None])[0], self.info.size, mean_pixel)
+        """Pad (C, H, W) pixels below and to the right with the mean pixel until a window fits."""
+        _, height, width = planes.shape
+        padded = np.empty((len(planes), *np.maximum((height, width), self.info.size)), np.float32)
+        padded[:] = self._mean
+        padded[:, :height, :width] = planes
+        return padded
 
     def _labels_of_size(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Labels (*shape) of logits (C, h, w) or labels (h, w)."""
@@ -207,20 +208,14 @@ class Segmenter:
         size, align = (shape[0], shape[1]), self.info.align_corners
         return self._argmax(resize_plane(np.ascontiguousarray(p), size, align) for p in output)
 
-    def _prepare(self, images: np.ndarray) -> np.ndarray:
-        """(N, C, h, w) pixels in BGR -> float32, normalised unless the network does it."""
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """(N, C, h, w) pixels in BGR -> logits or labels; normalises unless the network does it."""
         pixels = images.astype(np.float32)
         if not self.info.preprocessing_inside:
             pixels = (pixels - self._mean) / self._std
             if self.info.to_rgb:
                 pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(pixels)
-
-    def _run_pixels(self, images: np.ndarray) -> np.ndarray:
-        return self._run(self._prepare(images))
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        output = self.network(images)
+        output = self.network(np.ascontiguousarray(pixels))
         count, _, height, width = images.shape
         planes = () if self.info.argmax_inside else (self.info.num_outputs,)
         if output.shape != (count, *planes, height, width):

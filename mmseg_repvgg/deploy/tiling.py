@@ -7,7 +7,7 @@ pixels apart. The last window of a row or column is shifted back so that it ends
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise, product
 
 import numpy as np
 
@@ -36,38 +36,34 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [min(index * stride, length - window) for index in range(count)]
 
 
-def pad_to_window(image: np.ndarray, size: Pair, value: np.ndarray | float = 0) -> np.ndarray:
-    """Pad an image (K, H, W) below and to the right until a window fits.
-
-    Args:
-        image: Float32.
-        size: Size of a window.
-        value: Value of the new pixels, (K, 1, 1) or a number.
-    """
-    channels, height, width = image.shape
-    below, right = max(size[0] - height, 0), max(size[1] - width, 0)
-    if not (below or right):
-        return image
-    padded = np.empty((channels, height + below, width + right), image.dtype)
-    padded[:] = value
-    padded[:, :height, :width] = image
-    return padded
-
-
-def refuse_small_image(shape: Sequence[int], size: Pair) -> None:
-    """Raise for an image of ``shape`` (height, width) that is smaller than a window of ``size``.
+def check_fits_window(shape: Sequence[int], size: Pair) -> None:
+    """Check that an image of ``shape`` (height, width) is not smaller than a window of ``size``.
 
     Raises:
-        ValueError: Always; names both sizes and the fix.
+        ValueError: If it is; names both sizes and the fix.
     """
     height, width = shape
-    raise ValueError(
-        f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
-        f'{size[0]}x{size[1]}. mmseg shrinks its windows to the image; a model with a fixed '
-        f'size cannot. Export one for such images with --size {min(height, size[0])} '
-        f'{min(width, size[1])}, or pad them (pad_small_images=True, tools/predict.py '
-        '--pad-small-images), which changes labels near the padding'
-    )
+    if height < size[0] or width < size[1]:
+        raise ValueError(
+            f'the image of {height}x{width} pixels is smaller than the windows of the exported '
+            f'model, {size[0]}x{size[1]}. mmseg shrinks its windows to the image; a model with a '
+            f'fixed size cannot. Export one for such images with --size {min(height, size[0])} '
+            f'{min(width, size[1])}, or pad them (pad_small_images=True, tools/predict.py '
+            '--pad-small-images), which changes labels near the padding'
+        )
+
+
+def mean_logits(
+    network: Network, image: np.ndarray, size: Pair, stride: Pair, batch: int = 1
+) -> np.ndarray:
+    """As :func:`mean_strips`, the whole image at once: logits (C, H, W), float32."""
+    logits, top = np.empty(0), 0
+    for strip in mean_strips(network, image, size, stride, batch):
+        if not top:
+            logits = np.empty((len(strip), *image.shape[1:]), np.float32)
+        logits[:, top : top + strip.shape[1]] = strip
+        top += strip.shape[1]
+    return logits
 
 
 def mean_strips(
@@ -76,7 +72,8 @@ def mean_strips(
     """Average the logits of all windows that cover a pixel.
 
     The result comes in strips from top to bottom, each as soon as no further window covers it. So
-    an image of any height needs memory only for the logits of one row of windows.
+    besides the image only the sums of the logits of one row of windows are kept, (C + 1, h, W)
+    float32, and ``batch`` windows with their logits, however many windows there are.
 
     Args:
         network: Gives logits (N, C, h, w).
@@ -112,12 +109,7 @@ def nearest_labels(
     For networks that end in argmax, because labels cannot be averaged. The nearest window sees the
     most around the pixel.
 
-    Args:
-        network: Gives labels (N, h, w).
-        image: As :func:`mean_strips`.
-        size: As :func:`mean_strips`.
-        stride: As :func:`mean_strips`.
-        batch: As :func:`mean_strips`.
+    Arguments are those of :func:`mean_strips`, but the network gives labels (N, h, w).
 
     Returns:
         Labels (H, W).
@@ -147,13 +139,9 @@ def _outputs(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (y, x, output) of the windows, row by row."""
     (height, width), (_, full_height, full_width) = size, image.shape
-    corners = [
-        (y, x)
-        for y in window_starts(full_height, height, stride[0])
-        for x in window_starts(full_width, width, stride[1])
-    ]
-    for first in range(0, len(corners), batch):
-        group = corners[first : first + batch]
+    rows = window_starts(full_height, height, stride[0])
+    corners = product(rows, window_starts(full_width, width, stride[1]))
+    while group := list(islice(corners, batch)):
         windows = np.stack([image[:, y : y + height, x : x + width] for y, x in group])
         for (y, x), output in zip(group, network(windows), strict=True):
             yield y, x, output

@@ -1,5 +1,6 @@
 """Windows of a Segmenter are those of mmseg, and what becomes of their logits."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,3 +185,50 @@ def test_labels_hold_all_classes(count, dtype):
 def test_the_first_of_equal_logits_wins():
     image = np.full((8, 12, 3), 7, np.uint8)
     assert not Segmenter(FakeNetwork(brightest_channel))(image).any()
+
+
+def peak_bytes(segmenter, image):
+    """The most memory that numpy holds during a call, besides what it held before."""
+    tracemalloc.start()
+    try:
+        segmenter(image)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('way', ['windows', 'argmax', 'resized'])
+def test_memory_does_not_grow_with_the_number_of_windows(way):
+    """It is that of the labels, a batch of windows, and the sums of one row of windows.
+
+    If the image was resized, the logits of the resized image are kept instead of those sums.
+    """
+    image, resized, window, classes = draw(3072, 192), (1536, 96), (48, 96), 20
+
+    def network(images):
+        logits = np.repeat(images[:, :1], classes, axis=1)
+        return logits.argmax(1) if way == 'argmax' else logits
+
+    def peak(*stride):
+        made = FakeNetwork(
+            network,
+            size=window,
+            stride=stride,
+            argmax_inside=way == 'argmax',
+            resize=resized[::-1] if way == 'resized' else None,
+            classes=tuple(map(str, range(classes))),
+        )
+        made.inputs = SimpleNamespace(append=lambda images: None)  # a list would keep them
+        return peak_bytes(Segmenter(made, batch=2), image)
+
+    few, many = peak(48, 96), peak(6, 12)
+    assert many < 1.1 * few
+    pixels, row = image[..., 0].size, window[0] * image.shape[1]
+    windows = 2 * 2 * 4 * window[0] * window[1] * (3 + 3 + classes)  # two batches of float32
+    labels = pixels * (8 + 1 if way == 'argmax' else 2)  # int64 to uint8, or strips to an image
+    sums = 3 * 4 * row * (classes + 1)  # one row, the next, and their mean
+    if way == 'resized':
+        sums += 4 * np.prod(resized) * (classes + 3) + 3 * 4 * pixels  # and planes of full size
+    assert few < labels + windows + sums
+    if way == 'windows':
+        assert few < 4 * pixels * classes / 8  # control: far less than the logits of the image
