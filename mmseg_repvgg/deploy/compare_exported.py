@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from mmengine.config import Config
 
-from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
-from mmseg_repvgg.deploy.image_pipeline import read_test_pipeline
+from mmseg_repvgg.deploy.image_pipeline import image_paths, read_pixels, read_test_pipeline
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
-from mmseg_repvgg.deploy.sample_images import image_paths, read_pixels, resized
-from mmseg_repvgg.deploy.verify_export import (
-    Match,
-    as_pixels,
-    compare_output,
-    expected_and_input,
-    input_of,
-)
+from mmseg_repvgg.deploy.verify_export import Match, compare_output, run_reference, to_batch
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class Agreement:
     @property
     def mean(self) -> float:
         """Share of the pixels of all images that have PyTorch's class."""
-        return statistics.fmean(match.agreement for match in self.matches)
+        return fmean(match.agreement for match in self.matches)
 
     def __str__(self) -> str:
         options = ''.join(f', {name}={value}' for name, value in self.options.items())
@@ -87,41 +79,29 @@ def compare_exported(
         raise ValueError(f'models have sizes {[info.size for info in infos]}: give one size')
     if count is not None and count < 1:
         raise ValueError(f'images={count} must be at least 1')
-    state = state_dict_of(read_checkpoint(checkpoint))
-    reference = load_segmentor(cfg, state, str(checkpoint))
+    reference, _ = load_segmentor(cfg, checkpoint)
     preparation = read_test_pipeline(cfg, infos[0].left_out)
-    normalize = preparation.normalize
     networks = [load_runtime(path, runtime, threads, **options) for path in models]
-    matches: list[list[Match]] = [[] for _ in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    for index, path in enumerate(_paths(cfg, count)):
-        image = read_pixels(path, preparation, infos[0].channels)
-        pixels = as_pixels(resized(image, infos[0].size))
-        # PyTorch runs once per image
-        expected, _ = expected_and_input(reference, pixels, infos[0], normalize)
-        for i, (network, info) in enumerate(zip(networks, infos, strict=True)):
-            images = input_of(reference, pixels, info, normalize)
+    columns: list[list[tuple[Match, float]]] = [[] for _ in models]
+    for index, file in enumerate(islice(image_paths(cfg), count)):
+        image = read_pixels(file, preparation, infos[0].channels)
+        pixels = to_batch(image, infos[0].size)
+        expected, normalised = run_reference(reference, pixels, preparation.normalize)
+        for network, info, column in zip(networks, infos, columns, strict=True):
             start = time.perf_counter()
-            output = network(images)
-            seconds[i].append(time.perf_counter() - start)
-            matches[i].append(compare_output('', f'image {index}', expected, output, info))
-    return [
-        Agreement(
-            model=Path(path),
-            runtime=runtime or readers(info.format)[0],
-            options=options,
-            matches=tuple(found),
-            seconds=statistics.median(times),
-        )
-        for path, info, found, times in zip(models, infos, matches, seconds, strict=True)
-    ]
-
-
-def _paths(cfg: Config, count: int | None) -> list[str]:
-    paths = list(islice(image_paths(cfg), count))
-    if not paths:
+            output = network(pixels if info.preprocessing_inside else normalised)
+            seconds = time.perf_counter() - start
+            match = compare_output('', f'image {index}', expected, output, info)
+            column.append((match, seconds))
+    if not columns[0]:
         raise FileNotFoundError(
             'no images found in data_root of test_dataloader.dataset; set it with --cfg-options '
             'test_dataloader.dataset.data_root=PATH'
         )
-    return paths
+    names = [runtime or readers(info.format)[0] for info in infos]
+    return [
+        Agreement(
+            Path(path), name, options, tuple(m for m, _ in column), median(s for _, s in column)
+        )
+        for path, name, column in zip(models, names, columns, strict=True)
+    ]

@@ -6,25 +6,23 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
-from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
-from mmseg_repvgg.deploy.describe_model import describe_model
-from mmseg_repvgg.deploy.export_graph import OUTPUTS, Graph, num_channels, trace
-from mmseg_repvgg.deploy.image_pipeline import Preparation, read_test_pipeline
+from mmseg_repvgg.deploy.describe_model import describe_model, num_channels
+from mmseg_repvgg.deploy.export_graph import OUTPUTS, trace
+from mmseg_repvgg.deploy.image_pipeline import Preparation, Sample, read_test_pipeline
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor, settings_of_preprocessor
 from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription, weight_files
-from mmseg_repvgg.deploy.sample_images import Sample, resized
 from mmseg_repvgg.deploy.verify_export import Match, verify
 from mmseg_repvgg.deploy.write_formats import WRITERS
-from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.reparam.other_families import fuse_method
 from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 
@@ -102,37 +100,35 @@ def export(
     """
     options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _check_format(out, model_format)
-    size = _size(cfg, options)
     preparation = read_test_pipeline(cfg, options.leave_out)
-    loaded = read_checkpoint(checkpoint)
-    reference = load_segmentor(cfg, state_dict_of(loaded), str(checkpoint))
+    reference, loaded = load_segmentor(cfg, checkpoint)
     sample = Sample.of(cfg, preparation, num_channels(reference))
-    if options.size is None:
-        size = _check_size(_shrink_window(size, sample.tested_size))
-    info = replace(
-        describe_model(cfg, reference, loaded, Path(checkpoint), preparation),
+    size, stride = _size_and_stride(cfg, options.size, sample.tested_size)
+    rewritten, counts, rewrites = _rewrite(reference, options.rewrites)
+    info = describe_model(
+        cfg,
+        reference,
+        loaded,
+        Path(checkpoint),
+        preparation,
         format=model_format,
         size=size,
-        stride=_stride(cfg, size),
+        stride=stride,
         dynamic_batch=options.dynamic_batch,
         preprocessing_inside=options.preprocessing,
         argmax_inside=options.argmax,
+        rewrites=rewrites,
     )
-    rewritten, counts, names = _rewrite(cfg, reference, options)
-    info = replace(info, rewrites=names)
-    graph = Graph(rewritten, options.preprocessing, options.argmax, preparation.normalize)
-
-    sweep(writable_folder(out.parent))
-    with tempfile.TemporaryDirectory(prefix=temporary_folder(out.parent)) as temporary:
-        written = _write(graph, Path(temporary) / out.name, info, options.tensorrt)
-        info = ModelDescription.read(written)
-        matches = _verify(written, reference, sample, options, preparation)
-        odd = Path(temporary) / 'odd' / out.name
-        odd.parent.mkdir()
-        odd_info = replace(info, size=odd_size(size))
-        odd = _write(graph, odd, odd_info, False)
-        matches += _verify(odd, reference, sample, options, preparation)
-        _move(written, out)
+    check = partial(
+        verify,
+        reference=reference,
+        image=sample.image,
+        name=sample.name,
+        tolerance=options.tolerance,
+        agreement=options.agreement,
+        normalize=preparation.normalize,
+    )
+    info, matches = _write_verified(rewritten, info, out, check, options.tensorrt)
     notes = tuple(_notes(cfg, options, preparation, sample, size))
     return ExportReport(counts, tuple(matches), info, out, notes)
 
@@ -155,26 +151,32 @@ def _check_format(out: Path, model_format: str | None) -> str:
     return found
 
 
-def _size(cfg: Config, options: Options) -> tuple[int, int]:
-    """Height and width from the options, or else of the config's sliding windows."""
+def _size_and_stride(
+    cfg: Config, size: Sequence[int] | None, tested: tuple[int, int] | None
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Size of the input, and stride of sliding windows of that size (None: whole images).
+
+    Args:
+        cfg: The config.
+        size: Height and width; None: of the config's windows, shrunk to the test images as
+            by mmseg.
+        tested: Height and width of test images; None: not known.
+    """
     test_cfg = cfg.model.get('test_cfg') or {}
-    size = options.size or (test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None)
+    slides = test_cfg.get('mode') == 'slide'
+    if size is None and slides:
+        size = tuple(map(min, test_cfg['crop_size'], tested or test_cfg['crop_size']))
     if size is None:
         raise ValueError(
             f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
         )
-    return _check_size(size)
-
-
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < SMALLEST:
         raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
-    return int(size[0]), int(size[1])
-
-
-def _shrink_window(window: tuple[int, int], image: tuple[int, int] | None) -> tuple[int, int]:
-    """Shrink sliding windows to a smaller image, as mmseg does."""
-    return window if image is None else (min(window[0], image[0]), min(window[1], image[1]))
+    height, width = map(int, size)
+    if not slides:
+        return (height, width), None
+    # windows leave no gaps
+    return (height, width), (min(height, test_cfg['stride'][0]), min(width, test_cfg['stride'][1]))
 
 
 def _notes(
@@ -202,34 +204,19 @@ def _notes(
         yield f'left to the caller: {", ".join(preparation.left_out)} of the test pipeline'
 
 
-def _stride(cfg: Config, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The stride of sliding windows, at most the window size; None for whole images."""
-    test_cfg = cfg.model.get('test_cfg') or {}
-    if test_cfg.get('mode') != 'slide':
-        return None
-    height, width = test_cfg['stride']
-    return min(height, size[0]), min(width, size[1])
-
-
 def _rewrite(
-    cfg: Config, reference: nn.Module, options: Options
+    reference: nn.Module, chosen: tuple[str, ...] | None
 ) -> tuple[nn.Module, dict[str, int], tuple[str, ...]]:
     """Return a rewritten copy, the places changed by each rewrite, and all rewrites in the copy."""
-    fused = type_name(cfg.model) == 'DeployedModel'
-    # Winograd is left to the runtime and is not in the graph
-    done = tuple(n for n in EXPORTED if n in cfg.model.get('rewrites', ())) if fused else ()
-    if options.rewrites is None:
-        names = [n for n in EXPORTED if n not in done]
-        if not any(map(fuse_method, reference.modules())):
-            names = [name for name in names if name != 'branches']
-    else:
-        names = [name for name in _check_rewrites(options.rewrites) if name not in done]
-    if not names:
-        return copy.deepcopy(reference), {}, done
-    rewritten, counts = deployed_copy(reference, names)
-    if options.rewrites is None:
+    done = [name for name in EXPORTED if name in getattr(reference, 'rewrites', ())]  # if fused
+    wanted = EXPORTED if chosen is None else _check_rewrites(chosen)
+    names = [name for name in wanted if name not in done]
+    if chosen is None and not any(map(fuse_method, reference.modules())):
+        names = [name for name in names if name != 'branches']
+    rewritten, counts = deployed_copy(reference, names) if names else (copy.deepcopy(reference), {})
+    if chosen is None:
         counts = {name: count for name, count in counts.items() if count}
-    return rewritten, counts, check_names((*done, *counts)) if (*done, *counts) else ()
+    return rewritten, counts, tuple(name for name in EXPORTED if name in (*done, *counts))
 
 
 def _check_rewrites(rewrites: tuple[str, ...]) -> tuple[str, ...]:
@@ -243,23 +230,34 @@ def _check_rewrites(rewrites: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _write(graph: Graph, path: Path, info: ModelDescription, tensorrt: bool) -> Path:
-    program = trace(graph, info.size, info.dynamic_batch)
-    WRITERS[info.format](program, path, OUTPUTS[info.argmax_inside])
-    if tensorrt and info.format == 'onnx':
-        from mmseg_repvgg.deploy.tensorrt import check_tensorrt
+def _write_verified(
+    model: nn.Module,
+    info: ModelDescription,
+    out: Path,
+    check: Callable[[Path], list[Match]],
+    tensorrt: bool,
+) -> tuple[ModelDescription, list[Match]]:
+    """Write a model, and one of an odd size to a temporary file, and check both before moving."""
+    sweep(writable_folder(out.parent))
+    with tempfile.TemporaryDirectory(prefix=temporary_folder(out.parent)) as temporary:
+        written, odd = Path(temporary) / out.name, Path(temporary) / 'odd' / out.name
+        odd.parent.mkdir()
+        info = _write(model, written, info)
+        if tensorrt and info.format == 'onnx':
+            from mmseg_repvgg.deploy.tensorrt import check_tensorrt
 
-        check_tensorrt(path)
-    info.write(path)
-    return path
+            check_tensorrt(written)
+        matches = check(written)
+        _write(model, odd, replace(info, size=odd_size(info.size)))
+        matches += check(odd)
+        _move(written, out)
+    return info, matches
 
 
-def _verify(
-    path: Path, reference: nn.Module, sample: Sample, options: Options, preparation: Preparation
-) -> list[Match]:
-    image = resized(sample.image, ModelDescription.read(path).size)
-    limits = options.tolerance, options.agreement
-    return verify(path, reference, image, sample.name, *limits, preparation.normalize)
+def _write(model: nn.Module, path: Path, info: ModelDescription) -> ModelDescription:
+    """Write a model and its description, which is returned."""
+    WRITERS[info.format](trace(model, info), path, OUTPUTS[info.argmax_inside])
+    return info.write(path)
 
 
 def _move(written: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_repvgg.atomic_files import atomic_file, make_folder
@@ -20,7 +21,8 @@ from mmseg_repvgg.checkpoint.names import is_fused
 from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
 from mmseg_repvgg.checkpoint.writing import STAMP, make_stamp, write_checkpoint
 from mmseg_repvgg.checks import check_integer, check_model, check_tolerance
-from mmseg_repvgg.deploy.load_segmentor import model_settings
+from mmseg_repvgg.deploy.image_pipeline import build_test_set, first_test_set
+from mmseg_repvgg.deploy.load_segmentor import build_model, model_settings
 from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (
@@ -107,10 +109,7 @@ def fuse_checkpoint(
         raise ValueError(f'OUT {str(out)!r} is the training checkpoint itself; give another name')
     check_tolerance(tolerance)
     check_integer('num_images', num_images, 0)
-    check_model(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    loaded = read_checkpoint(checkpoint)
-    before = _training_model(cfg, state_dict_of(loaded), str(checkpoint))
+    before, loaded = _load_training_model(cfg, checkpoint)
     rewrites = default_names(before, compared=True) if rewrites is None else check_names(rewrites)
     after, counts = deployed_copy(before, rewrites)
 
@@ -118,9 +117,15 @@ def fuse_checkpoint(
     on_random = compare(before, after, random_images(before))
     require_equal(on_random, tolerance, 'random input')
     on_images, seen = _compare_images(cfg, before, after, tolerance, num_images)
-    deployed = _deployed_config(cfg, rewrites)
-    _check_loads(deployed, after)
-    config_path = _write(out, loaded, after.state_dict(), deployed, str(checkpoint), rewrites)
+    config = _deployed_config(cfg, rewrites).pretty_text
+    _check_loads(config, after)
+    meta = {k: v for k, v in (loaded.get('meta') or {}).items() if k == 'dataset_meta'}
+    state = after.state_dict()
+    meta[STAMP] = make_stamp(state, str(checkpoint), rewrites=list(rewrites))
+    make_folder(out.parent)
+    write_checkpoint(dict(meta=meta, state_dict=state), out)
+    with atomic_file(out.with_suffix('.py')) as temporary:
+        temporary.write_text(config, encoding='utf-8')
     return FuseReport(
         counts=counts,
         parameters_before=_num_parameters(before),
@@ -129,70 +134,53 @@ def fuse_checkpoint(
         on_images=on_images,
         num_images=seen,
         checkpoint=out,
-        config=config_path,
+        config=out.with_suffix('.py'),
     )
 
 
-def _write(
-    out: Path,
-    loaded: dict[str, Any],
-    state: dict[str, Tensor],
-    deployed: Config,
-    source: str,
-    rewrites: Sequence[str],
-) -> Path:
-    """Write the fused weights and their config; return the path of the config."""
-    make_folder(out.parent)
-    meta = loaded.get('meta') or {}
-    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}
-    stamp = make_stamp(state, source, rewrites=list(rewrites))
-    write_checkpoint(dict(meta=dict(kept, **{STAMP: stamp}), state_dict=state), out)
-    config_path = out.with_suffix('.py')
-    with atomic_file(config_path) as temporary:
-        temporary.write_text(deployed.pretty_text, encoding='utf-8')
-    return config_path
-
-
-def _training_model(cfg: Config, state: dict[str, Tensor], source: str) -> nn.Module:
+def _load_training_model(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a model in training form; also return the content of the checkpoint."""
+    check_model(cfg)
+    loaded = read_checkpoint(checkpoint)
+    state = state_dict_of(loaded)
     if type_name(cfg.model) == 'DeployedModel' or is_fused(state):
         raise CheckpointError(
-            f'{source if is_fused(state) else cfg.filename} is fused already; give the training '
-            'config and the training checkpoint'
+            f'{checkpoint if is_fused(state) else cfg.filename} is fused already; give the '
+            'training config and the training checkpoint'
         )
-    model = MODELS.build(model_settings(cfg))
-    load_strictly(model, state, source)
-    model.eval()
-    return model
+    return build_model(cfg, state, str(checkpoint)), loaded
 
 
 def _compare_images(
-    cfg: Config, before: nn.Module, after: nn.Module, tolerance: float, count: int
+    cfg: Config, before: Any, after: nn.Module, tolerance: float, count: int
 ) -> tuple[Difference | None, int]:
-    """Compare on up to ``count`` test images; return the worst difference and image count."""
+    """Compare on up to ``count`` test images; return the worst difference and image count.
+
+    Images are cropped to the sliding window, if any.
+    """
     worst, seen = None, 0
-    for image in _images(cfg, before, count):
-        found = compare(before, after, image)
+    height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
+    for image in _test_images(cfg, count) if count else ():
+        inputs = before.data_preprocessor(dict(inputs=[image]), False)['inputs']
+        found = compare(before, after, inputs[..., :height, :width])
         require_equal(found, tolerance, f'image {seen} of the test set')
         worst, seen = found if worst is None else worst.merge(found), seen + 1
     return worst, seen
 
 
-def _images(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
-    """Yield preprocessed test images (1, C, H, W), cropped to the sliding window, if any."""
-    dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset')
-    if count < 1 or not dataset_cfg or not os.path.isdir(dataset_cfg.get('data_root') or ''):
+def _test_images(cfg: Config, count: int) -> Iterator[Tensor]:
+    """Yield test images (C, H, W) from the pipeline; none if the data are not there.
+
+    Raises:
+        ValueError: If a file cannot be loaded.
+    """
+    settings = first_test_set(cfg)
+    root = settings.get('data_root') or (settings.get('data_prefix') or {}).get('img_path')
+    if root and not os.path.isdir(root):
         return
-    height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
-    for image in _load_images(dataset_cfg, count):
-        inputs = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
-        yield inputs[..., :height, :width]
-
-
-def _load_images(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
-    """Yield images (C, H, W) of a data set; raise ValueError if a file cannot be loaded."""
     file = 'the data set'
     try:
-        dataset = DATASETS.build(dataset_cfg)
+        dataset = build_test_set(cfg)
         for i in range(min(count, len(dataset))):
             file = dataset.get_data_info(i).get('img_path', f'image {i}')
             inputs = dataset[i]['inputs']  # several views in a test-time augmentation
@@ -207,31 +195,42 @@ def _load_images(dataset_cfg: Any, count: int) -> Iterator[Tensor]:
 
 def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
     """The config that evaluates the fused checkpoint: no training, no deploy hook."""
-    deployed = name_types(cfg.to_dict())
+    deployed = _writable(cfg.to_dict())
     for key in (*TRAINING_KEYS, 'model', 'data_preprocessor'):  # the latter is in the model
         deployed.pop(key, None)
     hooks = deployed.get('custom_hooks') or []
     deployed['custom_hooks'] = [h for h in hooks if type_name(h) != 'RepVGGDeployHook']
     scope = cfg.get('default_scope', 'mmseg')
-    model = deployed_config(name_types(model_settings(cfg)), scope, rewrites)
+    model = deployed_config(_writable(model_settings(cfg)), scope, rewrites)
     return Config(dict(deployed, load_from=None, resume=False, model=model))
 
 
-def name_types(settings: Any) -> Any:
-    """Copy settings, with dotted names for the classes and functions of Python-style configs."""
+class _NotFinite(float):
+    """Infinity or NaN, written into a config as Python reads it."""
+
+    def __repr__(self) -> str:
+        return f"float('{float(self)}')"
+
+
+def _writable(settings: Any) -> Any:
+    """Copy settings so that the text of a config can hold them.
+
+    Classes and functions (of Python-style configs) become dotted names.
+    """
     if isinstance(settings, Mapping):
-        return {key: name_types(value) for key, value in settings.items()}
+        return {key: _writable(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):
-        return type(settings)(map(name_types, settings))
+        return type(settings)(map(_writable, settings))
     if isinstance(settings, type) or inspect.isroutine(settings):
         return f'{settings.__module__}.{settings.__qualname__}'
+    if isinstance(settings, float) and not math.isfinite(settings):
+        return _NotFinite(settings)
     return settings
 
 
-def _check_loads(cfg: Config, fused: nn.Module) -> None:
+def _check_loads(config: str, fused: nn.Module) -> None:
     """Build the fused form from the text of its config and check that it computes the same."""
-    text = Config.fromstring(cfg.pretty_text, '.py')
-    rebuilt = MODELS.build(text.model)
+    rebuilt = MODELS.build(Config.fromstring(config, '.py').model)
     load_strictly(rebuilt, fused.state_dict(), 'the fused checkpoint')
     rebuilt.to(next(fused.parameters()).dtype)
     found = compare(fused, rebuilt, random_images(fused, seed=1))

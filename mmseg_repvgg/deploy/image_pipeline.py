@@ -1,22 +1,28 @@
-"""Read from a config's test pipeline how images are prepared for an exported model."""
+"""The test images of a config, and how they are prepared for an exported model."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, Registry, init_default_scope
 
-from mmseg_repvgg.deploy.images import READING
+from mmseg_repvgg.datasets.demo_scenes import compose_scene
+from mmseg_repvgg.deploy.images import READING, as_pixels, read_image, resize_as_tested
 from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.engine.data_settings import data_sets
 
 FAMILY = ('mmcv.', 'mmseg.', 'mmengine.')
 """Packages whose transforms are identified by name."""
+
+TRIED = 10
+"""How many images of a test set are tried until one can be read."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +48,32 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
         ValueError: If an exported model cannot repeat a transform; names it.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))  # to look up transforms
-    settings = first_test_set(cfg)
     found = Preparation()
-    for transform in (settings or {}).get('pipeline') or ():
+    for transform in first_test_set(cfg).get('pipeline') or ():
         found = _add(found, transform, leave_out)
     return found
 
 
-def first_test_set(cfg: Config) -> dict[str, Any] | None:
-    """Settings of the first test set of a config, without wrappers; None if there is none."""
+def first_test_set(cfg: Config) -> dict[str, Any]:
+    """Settings of the first test set of a config, without wrappers; empty if there is none."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
-    return next((settings for _, settings in data_sets(dataset)), None)
+    return next((settings for _, settings in data_sets(dataset)), {})
+
+
+def class_of(registry: Registry, settings: Mapping[str, Any]) -> Any:
+    """The class that settings are for, found in the default scope; None if it is unknown."""
+    kind = settings.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(kind)
 
 
 def _add(found: Preparation, transform: Any, leave_out: Sequence[str]) -> Preparation:
     name = type_name(transform)
     if name in leave_out:
         return replace(found, left_out=(*found.left_out, name))
-    kind = transform.get('type')
-    if isinstance(kind, str):
-        with TRANSFORMS.switch_scope_and_registry(None) as registry:  # of the default scope
-            kind = registry.get(kind)
+    kind = class_of(TRANSFORMS, transform)
     if inspect.isclass(kind) and issubclass(kind, LoadAnnotations):
         return found
     known = kind is not None and str(kind.__module__).startswith(FAMILY)
@@ -89,10 +100,6 @@ def _first_view(groups: Sequence[Sequence[Any]]) -> Iterator[Any]:
     for group in groups:
         if group and type_name(group[0]) not in ('Resize', 'RandomFlip'):
             yield group[0]
-
-
-def _unchanged(found: Preparation, transform: Any) -> Preparation:
-    return found
 
 
 def _load(found: Preparation, transform: Any) -> Preparation:
@@ -136,9 +143,76 @@ def _resize(found: Preparation, transform: Any) -> Preparation:
 
 _KNOWN = dict(
     LoadImageFromFile=_load,
-    PackSegInputs=_unchanged,
+    PackSegInputs=lambda found, transform: found,
     RandomFlip=_flip,
     Normalize=_normalize,
     Resize=_resize,
 )
 """For each transform that can be repeated, the function that adds it to a Preparation."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image to compare an exported model on."""
+
+    image: np.ndarray  # (H, W, channels) in BGR, as it is in its file
+    name: str  # for reports
+    tested_size: tuple[int, int] | None  # height, width as the network sees it; None: not known
+
+    @classmethod
+    def of(cls, cfg: Config, preparation: Preparation, channels: int) -> Sample:
+        """The first test image that can be read, or a demo scene if there is none.
+
+        Labels are not needed.
+
+        Args:
+            cfg: The config.
+            preparation: How images are read.
+            channels: How many channels an image has.
+        """
+        for index, path in enumerate(islice(image_paths(cfg), TRIED)):
+            try:
+                image = read_pixels(path, preparation, channels)
+            except (ValueError, OSError):
+                continue
+            name = 'the first test image' if not index else f'test image {index}'
+            tested = resize_as_tested(image, preparation.resize, preparation.keep_ratio)
+            return cls(image, name, (tested.shape[0], tested.shape[1]))
+        return cls(demo_scene(channels), 'a demo scene', None)
+
+
+def read_pixels(path: str, preparation: Preparation, channels: int) -> np.ndarray:
+    """Read an image as the test pipeline does: (H, W, channels) in BGR."""
+    color_type = preparation.color_type
+    return as_pixels(read_image(path, color_type), channels, color_type)
+
+
+def demo_scene(channels: int) -> np.ndarray:
+    """A drawn street scene of 512x256 pixels: (256, 512, channels) uint8 in BGR."""
+    scene, _ = compose_scene(np.random.default_rng(0), 512, 256)
+    planes = [scene[..., 2 - channel % 3] for channel in range(channels)]
+    return np.stack(planes, axis=-1)
+
+
+def image_paths(cfg: Config) -> Iterator[str]:
+    """Yield the image files of a config's test set; none if the data are not there."""
+    try:
+        dataset = build_test_set(cfg, pipeline=[])
+        count = len(dataset)
+    except Exception:  # custom data sets may raise anything, and images are optional
+        return
+    for index in range(count):
+        path = dataset.get_data_info(index).get('img_path')
+        if path:
+            yield path
+
+
+def build_test_set(cfg: Config, **changes: Any) -> Any:
+    """Build the first test set of a config, or an empty list if there is none.
+
+    Args:
+        cfg: The config.
+        **changes: Settings to change.
+    """
+    settings = first_test_set(cfg)
+    return DATASETS.build(dict(settings, **changes)) if settings else []

@@ -1,7 +1,8 @@
-"""Building the segmentor of a config and loading a checkpoint into it."""
+"""Building the model of a config and loading a checkpoint into it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -9,26 +10,46 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.checkpoint.loading import load_strictly
+from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.engine.config_types import type_name
 
 
-def load_segmentor(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
-    """Build the model of a config (training form or fused) with weights, in eval mode, float32.
+def load_segmentor(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a segmentor (training form or fused) with the weights of a checkpoint file.
+
+    Returns:
+        The segmentor, in eval mode and float32, and the content of the checkpoint.
 
     Raises:
         CheckpointError: If the weights do not fit the model.
         ValueError: If it is not an mmseg segmentor.
     """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    model = MODELS.build(model_settings(cfg))
+    loaded = read_checkpoint(checkpoint)
+    model = build_model(cfg, state_dict_of(loaded), str(checkpoint))
     if not hasattr(model, 'encode_decode'):
         raise ValueError(
             f'model type {type_name(cfg.model)!r} of {cfg.filename} is not an mmseg segmentor; '
             'only those can be exported'
         )
+    return model.float(), loaded
+
+
+def build_model(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
+    """Build the model of a config with weights, in eval mode.
+
+    Args:
+        cfg: The config.
+        state: The weights.
+        source: Their file, for errors.
+
+    Raises:
+        CheckpointError: If the weights do not fit the model.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    model = MODELS.build(model_settings(cfg))
     load_strictly(model, state, source)
     model.eval()
-    return model.float()
+    return model
 
 
 def model_settings(cfg: Config) -> dict[str, Any]:
@@ -37,7 +58,7 @@ def model_settings(cfg: Config) -> dict[str, Any]:
     Raises:
         ValueError: If it has no backbone.
     """
-    model = cfg.model
+    model = cfg.get('model') or {}
     settings = model.to_dict() if hasattr(model, 'to_dict') else dict(model)
     settings.pop('pretrained', None)
     if 'backbone' not in settings:

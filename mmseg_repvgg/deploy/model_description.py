@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,8 @@ class ModelDescription:
                 )
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
-            found = {
-                f.name: _to_tuple(values[f.name])
-                for f in fields(cls)
-                if f.default is MISSING or f.name in values
-            }
-            description = cls(**found)
+            names = [f.name for f in fields(cls) if f.name in values]
+            description = cls(**{name: _to_tuple(values[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'{path} is not what tools/export.py writes next to a model ({error!r}); '

@@ -34,15 +34,15 @@ OPERATORS = frozenset(
 OPSETS = range(9, 21)
 """The opsets that TensorRT 10 supports (same source)."""
 
-# Same source: the restrictions of the row Resize
-RESIZE_MODES = ('nearest', 'linear')
-RESIZE_COORDINATES = (
-    'half_pixel',
-    'pytorch_half_pixel',
-    'tf_half_pixel_for_nn',
-    'asymmetric',
-    'align_corners',
-)
+RESIZES = {
+    'mode': ('nearest', 'linear'),
+    'coordinate_transformation_mode': (
+        *('half_pixel', 'pytorch_half_pixel', 'tf_half_pixel_for_nn'),
+        *('asymmetric', 'align_corners'),
+    ),
+}
+"""The values that TensorRT 10 supports of attributes of Resize (same source). ONNX's defaults are
+among them."""
 
 
 def check_tensorrt(path: Path) -> None:
@@ -78,12 +78,8 @@ def _unsupported(model: onnx.ModelProto) -> Iterator[str]:
 
 def _unsupported_resize(node: Any) -> Iterator[str]:
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    for name, default, allowed in (
-        ('mode', b'nearest', RESIZE_MODES),
-        ('coordinate_transformation_mode', b'half_pixel', RESIZE_COORDINATES),
-    ):
-        value = values.get(name, default).decode()
-        if value not in allowed:
-            yield f'Resize with {name}={value}'
+    for name, allowed in RESIZES.items():
+        if name in values and values[name].decode() not in allowed:
+            yield f'Resize with {name}={values[name].decode()}'
     if values.get('antialias', 0):
         yield 'Resize with antialias'

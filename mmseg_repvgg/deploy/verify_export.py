@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
-from torch import Tensor
 
-from mmseg_repvgg.deploy.export_graph import logits_of, raw_and_normalised
+from mmseg_repvgg.deploy.export_graph import logits_of
+from mmseg_repvgg.deploy.images import resize_image
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
@@ -68,11 +70,11 @@ def verify(
     Args:
         path: The model, with its description next to it.
         reference: The segmentor before any rewrite, in eval mode.
-        image: (H, W, C), in BGR, of the model's size.
+        image: (H, W, C), in BGR; it is resized to the size of the model.
         name: Name of the image, for reports and errors.
         tolerance: Replaces :attr:`Limits.relative` of every runtime.
         agreement: Replaces :attr:`Limits.agreement`.
-        normalize: See :meth:`Normalisation.of`.
+        normalize: As :func:`run_reference`.
 
     Returns:
         One entry per runtime, all within the limits.
@@ -81,10 +83,11 @@ def verify(
         EquivalenceError: If a runtime exceeds the limits, or none is installed.
     """
     info = ModelDescription.read(path)
-    pixels = as_pixels(image)
+    pixels = to_batch(image, info.size)
     if info.dynamic_batch:  # a batch of two, the second mirrored
-        pixels = torch.cat([pixels, pixels.flip(3)])
-    expected, images = expected_and_input(reference, pixels, info, normalize)
+        pixels = np.concatenate([pixels, pixels[..., ::-1]])
+    expected, normalised = run_reference(reference, pixels, normalize)
+    images = pixels if info.preprocessing_inside else normalised
     matches = []
     for runtime in readers(info.format):
         match = compare_output(runtime, name, expected, load_runtime(path, runtime)(images), info)
@@ -103,47 +106,46 @@ def verify(
     return matches
 
 
-def as_pixels(image: np.ndarray) -> Tensor:
-    """(H, W, C) -> (1, C, H, W) float32."""
-    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None]
+def to_batch(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) -> (1, C, *size) float32."""
+    return resize_image(image, size).transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def expected_and_input(
-    reference: Any,
-    pixels: Tensor,
-    info: ModelDescription,
-    normalize: Mapping[str, Any] | None = None,
+def run_reference(
+    reference: Any, pixels: np.ndarray, normalize: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch's logits for pixels (N, C, H, W) in BGR, and the input of the exported model.
+    """Run PyTorch on pixels.
+
+    Args:
+        reference: The segmentor, in eval mode; its data preprocessor normalises.
+        pixels: (N, C, H, W) float32 in BGR.
+        normalize: Settings of the transform ``Normalize`` of the test pipeline, if there is one.
+
+    Returns:
+        The logits (N, classes, H, W) and the normalised images (N, C, H, W).
 
     Raises:
-        EquivalenceError: If PyTorch gives NaN or infinite logits.
+        EquivalenceError: If logits are NaN or infinite.
     """
-    _, normalised = raw_and_normalised(reference, pixels, normalize)
-    return _logits(reference, normalised), input_of(reference, pixels, info, normalize)
-
-
-def input_of(
-    reference: Any,
-    pixels: Tensor,
-    info: ModelDescription,
-    normalize: Mapping[str, Any] | None = None,
-) -> np.ndarray:
-    """The input of the exported model for pixels (N, C, H, W) in BGR."""
-    raw, normalised = raw_and_normalised(reference, pixels, normalize)
-    return (raw if info.preprocessing_inside else normalised).cpu().numpy()
-
-
-def _logits(reference: Any, normalised: Tensor) -> np.ndarray:
-    like = next(reference.parameters())
+    preprocessor = copy.copy(reference.data_preprocessor)
+    preprocessor.test_cfg = None  # it pads, but a graph has one size
+    if normalize is not None:
+        mean, std = (np.array(normalize[name], np.float64) for name in ('mean', 'std'))
+        planes = [
+            mmcv.imnormalize(image, mean, std, normalize['to_rgb'])
+            for image in pixels.transpose(0, 2, 3, 1)
+        ]
+        pixels = np.stack(planes).transpose(0, 3, 1, 2)
+    images = list(torch.from_numpy(np.ascontiguousarray(pixels)))
+    normalised = preprocessor(dict(inputs=images), False)['inputs']
     with torch.no_grad():
-        logits = logits_of(reference, normalised.to(like))
+        logits = logits_of(reference, normalised.to(next(reference.parameters())))
     if not bool(logits.isfinite().all()):
         raise EquivalenceError(
             'the network gives NaN or infinite logits: the checkpoint is damaged or its training '
             'diverged'
         )
-    return logits.cpu().numpy()
+    return logits.cpu().numpy(), normalised.cpu().numpy()
 
 
 def compare_output(

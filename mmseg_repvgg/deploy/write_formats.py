@@ -7,7 +7,7 @@ import io
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,13 +49,11 @@ def write_openvino(program: ExportedProgram, path: Path, output: str) -> None:
     _require('openvino')
     import openvino
 
-    source = path.with_suffix('.onnx')
-    write_onnx(program, source, output)
-    # convert_model would report its use over the network
-    model = openvino.Core().read_model(str(source))
-    openvino.save_model(model, str(path), compress_to_fp16=False)
-    del model  # it keeps the file mapped
-    _remove(source)
+    with _temporary_onnx(program, path, output) as source:
+        # convert_model would report its use over the network
+        model = openvino.Core().read_model(str(source))
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+        del model  # it keeps the file mapped
 
 
 def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
@@ -65,21 +63,19 @@ def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
         RuntimeError: If MNN's converter fails; holds its output.
     """
     _require('MNN')
-    source = path.with_suffix('.onnx')
-    write_onnx(program, source, output)
     # The converter runs in its own process, because it prints and may abort. The script mnnconvert
     # would install packages with pip and report its use over the network.
     code = 'import sys, _tools; _tools.mnnconvert(sys.argv)'
-    files = ['--modelFile', source.name, '--MNNModel', path.name]
-    done = subprocess.run(
-        [sys.executable, '-c', code, '-f', 'ONNX', *files, '--bizCode', 'mmseg_repvgg'],
-        cwd=path.parent,
-        capture_output=True,
-        text=True,
-    )
+    with _temporary_onnx(program, path, output) as source:
+        files = ['--modelFile', source.name, '--MNNModel', path.name]
+        done = subprocess.run(
+            [sys.executable, '-c', code, '-f', 'ONNX', *files, '--bizCode', 'mmseg_repvgg'],
+            cwd=path.parent,
+            capture_output=True,
+            text=True,
+        )
     if done.returncode or not path.is_file():
         raise RuntimeError(f'MNN cannot convert the network: {(done.stdout + done.stderr)[-2000:]}')
-    _remove(source)
 
 
 def write_torch(program: ExportedProgram, path: Path, output: str) -> None:
@@ -101,9 +97,16 @@ WRITERS: dict[str, Callable[[ExportedProgram, Path, str], None]] = {
 """By format: a function that writes a graph to a path with a name for the output."""
 
 
-def _remove(model: Path) -> None:
-    for file in (model, *weight_files(model)):
-        file.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _temporary_onnx(program: ExportedProgram, path: Path, output: str) -> Iterator[Path]:
+    """Write ONNX next to ``path``, to be converted, and delete it afterwards."""
+    source = path.with_suffix('.onnx')
+    try:
+        write_onnx(program, source, output)
+        yield source
+    finally:
+        for file in (source, *weight_files(source)):
+            file.unlink(missing_ok=True)
 
 
 def _require(*packages: str) -> None:

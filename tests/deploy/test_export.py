@@ -15,10 +15,10 @@ from mmseg_repvgg.deploy import export as export_module
 from mmseg_repvgg.deploy import verify_export as verify_module
 from mmseg_repvgg.deploy.export import Options, export, odd_size
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
-from mmseg_repvgg.deploy.image_pipeline import Preparation
+from mmseg_repvgg.deploy.image_pipeline import Preparation, Sample
+from mmseg_repvgg.deploy.images import resize_image
 from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime
-from mmseg_repvgg.deploy.sample_images import Sample, resized
 from mmseg_repvgg.reparam import REWRITES, EquivalenceError
 from tests.common import randomise_batchnorms
 from tests.deploy.conftest import MEAN, STD
@@ -170,7 +170,7 @@ def test_blocks_of_other_families_are_fused_by_default(segmentor, tmp_path, monk
     cfg.model.decode_head.num_classes = 19
     model = randomise_batchnorms(MODELS.build(cfg.model))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'mobileone.pth')
-    monkeypatch.setattr(export_module, '_verify', lambda *args: [])
+    monkeypatch.setattr(export_module, 'verify', lambda *args, **options: [])
     report = export(cfg, tmp_path / 'mobileone.pth', tmp_path / 'm.pt2', options=Options(SIZE))
     assert report.counts['branches'] == 13
     assert report.info.rewrites == ('branches', 'batchnorm')
@@ -182,7 +182,7 @@ def test_windows_give_the_default_size_and_stride(segmentor, tmp_path, monkeypat
     cfg, _, checkpoint = segmentor
     cfg = Config(cfg.to_dict())
     cfg.model.test_cfg = dict(mode='slide', crop_size=(33, 41), stride=(40, 20))
-    monkeypatch.setattr(export_module, '_verify', lambda *args: [])
+    monkeypatch.setattr(export_module, 'verify', lambda *args, **options: [])
     info = export(cfg, checkpoint, tmp_path / 'm.pt2').info
     assert (info.size, info.stride) == ((33, 41), (33, 20))  # no gaps between windows
 
@@ -230,11 +230,14 @@ def test_a_stricter_tolerance_is_obeyed(segmentor, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_data_a_demo_scene_is_used(segmentor):
-    cfg = Config(dict(model=segmentor[0].model.to_dict(), test_dataloader=None))
+@pytest.mark.parametrize('changes', [dict(test_dataloader=None), dict(data_root='nowhere')])
+def test_without_data_a_demo_scene_is_used(segmentor, changes):
+    cfg = Config(segmentor[0].to_dict())
+    cfg.test_dataloader.dataset.data_root = changes.pop('data_root', None)
+    cfg.update(changes)
     sample = Sample.of(cfg, Preparation(), 3)
     assert (sample.image.dtype, sample.name, sample.tested_size) == (np.uint8, 'a demo scene', None)
-    assert resized(sample.image, (40, 60)).shape == (40, 60, 3)
+    assert resize_image(sample.image, (40, 60)).shape == (40, 60, 3)
     assert sample.image.std() > 10
 
 

@@ -246,3 +246,42 @@ def test_the_first_view_of_a_test_time_augmentation_is_compared(trained, tmp_pat
     cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), views]
     report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=1)
     assert report.num_images == 1
+
+
+def without_root(dataset):
+    """The same images by the path of their folder."""
+    folder = f'{dataset["data_root"]}/leftImg8bit/val'
+    loading = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    return dict(dataset, data_root=None, data_prefix=dict(img_path=folder), pipeline=loading)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [lambda d: dict(type='ConcatDataset', datasets=[d, d]), without_root],
+    ids=['ConcatDataset', 'without data_root'],
+)
+def test_images_are_found_wherever_the_config_names_them(trained, tmp_path, change):
+    cfg, _, checkpoint = trained
+    cfg.test_dataloader.dataset = change(cfg.test_dataloader.dataset.to_dict())
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=2)
+    assert report.num_images == 2
+    assert 'on 2 images: largest difference' in str(report)
+
+
+@pytest.mark.parametrize(
+    'missing', [dict(data_root='nowhere'), dict(data_root=None, data_prefix=dict(img_path='no'))]
+)
+def test_data_that_are_not_there_are_not_needed(trained, tmp_path, missing):
+    cfg, _, checkpoint = trained
+    cfg.test_dataloader.dataset.update(missing)
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth')
+    assert report.on_images is None
+    assert 'on images: not checked (no data of test_dataloader' in str(report)
+
+
+def test_infinity_in_a_config_is_written_as_python_reads_it(trained, tmp_path):
+    cfg, _, checkpoint = trained
+    limits = [float('inf'), (float('-inf'), 0.5)]
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', limits=limits)]
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=0)
+    assert Config.fromfile(report.config).custom_hooks[0].limits == limits
