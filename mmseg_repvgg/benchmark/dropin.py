@@ -66,8 +66,8 @@ BASE = 'PIDNet-S'
 
 THEIR_BACKBONE = ' of mmseg'
 TRAINED, FUSED, REWRITTEN = 'as trained', 'fused', 'rewritten'
-MORE = ('dilation', 'pyramid')
-WINOGRAD = ('winograd',)  # PyTorch only
+MORE = ('dilation', 'pyramid', 'winograd')
+"""Rewrites in PyTorch; convs and linear layers can no longer be counted then."""
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
@@ -84,47 +84,50 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
 
 def _curated_candidates(name: str, curated: Curated, quick: bool) -> Iterator[Candidate]:
     yield _candidate(f'{name}, {TRAINED}', curated.config, (), quick)
-    yield _candidate(f'{name}, {FUSED}', curated.config, ('branches', 'batchnorm'), quick)
-    rewrites = ('branches', 'batchnorm', *MORE, *WINOGRAD)
-    yield _candidate(f'{name}, {REWRITTEN}', curated.config, rewrites, quick)
+    fused = _fusing(name)
+    yield _candidate(f'{name}, {FUSED}', curated.config, fused, quick)
+    yield _candidate(f'{name}, {REWRITTEN}', curated.config, (*fused, *MORE), quick)
     theirs = f'{name.rpartition(" ")[0]} {curated.backbone}{THEIR_BACKBONE}'
-    yield _candidate(f'{theirs}, {FUSED}', curated.theirs, ('batchnorm',), quick)
+    yield _candidate(f'{theirs}, {FUSED}', curated.theirs, _fusing(theirs), quick)
 
 
 def _real_time_candidates(runtime: str, quick: bool) -> Iterator[Candidate]:
     """The forms in PyTorch; for another runtime, the fused form in it and in PyTorch."""
-    where = '' if runtime == 'pytorch' else f', {runtime}'
     for name, config in {**OURS, **THEIRS}.items():
-        fused = ('branches', 'batchnorm') if name in OURS else ('batchnorm',)
+        fused = _fusing(name)
         if name in OURS and runtime == 'pytorch':
             yield _candidate(f'{name}, {TRAINED}', config, (), quick)
         yield _candidate(f'{name}, {FUSED}', config, fused, quick)
-        if where:
-            yield _candidate(f'{name}, {FUSED}{where}', config, fused, quick, runtime)
+        if runtime == 'pytorch':
+            yield _candidate(f'{name}, {REWRITTEN}', config, (*fused, *MORE), quick)
         else:
-            yield _candidate(f'{name}, {REWRITTEN}', config, (*fused, *MORE, *WINOGRAD), quick)
+            yield _candidate(f'{name}, {FUSED}, {runtime}', config, fused, quick, runtime)
+
+
+def _fusing(name: str) -> tuple[str, ...]:
+    """The rewrites that fuse a network."""
+    is_theirs = name in THEIRS or name.endswith(THEIR_BACKBONE)
+    return ('batchnorm',) if is_theirs else ('branches', 'batchnorm')
 
 
 def _candidate(
     name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str = 'pytorch'
 ) -> Candidate:
-    size = list(QUICK_SIZE if quick else SIZE)
-    settings = _settings(config, rewrites, runtime) | dict(size=size)
+    settings = dict(
+        config=config,
+        rewrites=list(rewrites),
+        runtime=runtime,
+        count_flops=not {*rewrites} & {*MORE},
+        size=list(QUICK_SIZE if quick else SIZE),
+    )
     return Candidate(name, f'{NETWORKS}:segmentor', settings)
-
-
-def _settings(config: str, rewrites: tuple[str, ...], runtime: str = 'pytorch') -> dict[str, Any]:
-    # the count sees only convs and linear layers, which these rewrites replace
-    counts = not set(rewrites) & {*MORE, *WINOGRAD}
-    return dict(config=config, rewrites=list(rewrites), runtime=runtime, count_flops=counts)
 
 
 def reference(candidate: Candidate) -> Candidate | None:
     """The same network fused, in PyTorch."""
     name = candidate.name.split(', ')[0]
-    is_ours = not name.endswith(THEIR_BACKBONE) and name not in THEIRS
-    fused = ('branches', 'batchnorm') if is_ours else ('batchnorm',)
-    settings = candidate.settings | _settings(candidate.settings['config'], fused)
+    fused = dict(rewrites=list(_fusing(name)), runtime='pytorch', count_flops=True)
+    settings = {**candidate.settings, **fused}
     return replace(candidate, name=f'{name}, {FUSED}', settings=settings)
 
 

@@ -69,9 +69,9 @@ def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
         for part, names in IN_TURN.items():
             rows = {name: PAPER[name] for name in names}
             found[f'{runtime}, {part}'] = list(_both_forms(runtime, rows, quick))
-        undilated = dict(dilations=(1, 1, 1, 1))
+        undilated = dict(backbone=dict(dilations=(1, 1, 1, 1)))
         found[f'{runtime}, B2'].append(
-            _candidate(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, undilated)
+            _candidate(UNDILATED, PAPER['RepVGG-B2'].config, FUSED, quick, runtime, **undilated)
         )
     found[ACROSS] = list(_across_runtimes(runtimes))
     return found
@@ -102,7 +102,7 @@ def _across_runtimes(runtimes: Sequence[str]) -> Iterator[Candidate]:
         dilations=(1, 1, 2, 4),
         out_indices=(0, 1, 2, 3),
     )
-    yield _candidate(USUAL, config, ('own',), False, 'pytorch', theirs)
+    yield _candidate(USUAL, config, ('own',), False, 'pytorch', backbone=theirs)
     for runtime in runtimes:
         rewrites = FUSED + _extra_rewrites(runtime)
         yield _candidate(f'RepVGG-B2{REWRITTEN}, {runtime}', config, rewrites, False, runtime)
@@ -117,18 +117,10 @@ def _base_rewrites(name: str) -> tuple[str, ...]:
 
 
 def _candidate(
-    name: str,
-    config: str,
-    rewrites: tuple[str, ...],
-    quick: bool,
-    runtime: str,
-    backbone: dict[str, Any] | None = None,
+    name: str, config: str, rewrites: tuple[str, ...], quick: bool, runtime: str, **more: Any
 ) -> Candidate:
-    settings: dict[str, Any] = dict(
-        config=config, rewrites=list(rewrites), size=97 if quick else 713, runtime=runtime
-    )
-    if backbone:
-        settings['backbone'] = backbone
+    size = 97 if quick else 713
+    settings = dict(config=config, rewrites=list(rewrites), size=size, runtime=runtime, **more)
     return Candidate(name, f'{NETWORKS}:segmentor', settings)
 
 
