@@ -5,15 +5,20 @@ the kernels compute is not tested here.
 """
 
 import copy
+import logging
 from contextlib import nullcontext
 
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from mmseg.structures import SegDataSample
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.passes import move_to_device_pass
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmseg_repvgg.accel  # noqa: F401
+from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.reparam import REWRITES, deployed_copy, rewrites
 from mmseg_repvgg.reparam.equivalence import compare
@@ -143,3 +148,75 @@ def test_the_comparison_of_a_validation(mode, segmentor, monkeypatch):
         deployed, _ = deployed_copy(model)
         found = compare(model, deployed, images())
     assert found.max_rel == 1  # the answer for any value: everything before it was traced
+
+
+class Stub:
+    """A runner's model and logger."""
+
+    def __init__(self, model):
+        self.model = model
+        self.logger = logging.getLogger('stub')
+
+
+def batch(mode):
+    """A batch as a data loader gives it, on the CPU."""
+    with mode:
+        image = torch.empty(3, *SIZE, dtype=torch.uint8, device='cpu')
+    sample = SegDataSample(
+        metainfo=dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE, padding_size=[0] * 4)
+    )
+    return dict(inputs=[image], data_samples=[sample])
+
+
+@pytest.mark.parametrize('autocast', AUTOCAST)
+@pytest.mark.parametrize('step', ['val', 'test'])
+def test_the_hook_in_an_evaluation(mode, segmentor, monkeypatch, step, autocast):
+    monkeypatch.setattr(torch.random, 'fork_rng', lambda devices: nullcontext())  # needs a driver
+    model = to_cuda(segmentor, mode)
+    model.data_preprocessor._device = torch.device('cuda')  # ``to`` does this in mmengine
+    runner, hook = Stub(model), RepVGGDeployHook(tolerance=1.5)
+    hook._before_iter(runner, 0, mode=step)
+    with mode, torch.no_grad(), AUTOCAST[autocast]():
+        (sample,) = getattr(model, f'{step}_step')(batch(mode))
+    assert sample.seg_logits.data.device.type == 'cuda'
+    assert sample.seg_logits.data.shape == (19, *SIZE)
+    assert hook._deployed[runner] is not model
+
+
+@pytest.mark.parametrize('names', [PAPER, MORE])
+def test_sync_batchnorms_are_fused_on_the_gpu(mode, segmentor, names):
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(segmentor))
+    model = to_cuda(converted, mode)
+    with mode, torch.no_grad():
+        deployed, counts = deployed_copy(model, names)
+        out = deployed(images(), mode='tensor')
+    assert all(counts.values())
+    assert not any(isinstance(module, _BatchNorm) for module in deployed.modules())
+    assert out.device.type == 'cuda'
+
+
+class Logits(nn.Module):
+    """What is exported of a segmentor."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        """(N, 3, H, W) -> (N, 19, H', W')."""
+        return self.model(images, mode='tensor')
+
+
+@pytest.mark.parametrize('names', [PAPER, MORE])
+def test_an_exported_program_moves_to_the_gpu(segmentor, names):
+    deployed, _ = deployed_copy(segmentor, names)
+    program = torch.export.export(Logits(deployed).eval(), (torch.randn(1, 3, *SIZE),))
+    mode = FakeCuda(allow_non_fake_inputs=True)  # moves real tensors to the GPU without data
+    with mode, torch.no_grad():
+        device = torch.empty(0, device='cuda').device  # as TorchRuntime does
+        moved = move_to_device_pass(program, device)
+        out = moved.module()(images()[:1])
+    assert {t.device.type for t in (*moved.state_dict.values(), *moved.constants.values())} <= {
+        'cuda'
+    }
+    assert out.device.type == 'cuda'

@@ -16,7 +16,7 @@ class TorchRuntime(Runtime):
         """Load it on a device; PyTorch sets the number of threads for the whole process."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # with its index: the program checks it
         # unlike Module.to, it also moves constants of the graph
         program = move_to_device_pass(torch.export.load(self.path), self.device)
         self.module = program.module()
