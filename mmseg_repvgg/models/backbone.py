@@ -18,7 +18,7 @@ from mmseg_repvgg.checkpoint.reading import state_dict_of
 from mmseg_repvgg.checks import check_integer, check_layer_cfg, check_sequence, is_integer
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.layer import Layer
-from mmseg_repvgg.models.variants import Builder, get_variant
+from mmseg_repvgg.models.variants import VARIANTS, Builder
 from mmseg_repvgg.reparam.branches import fuse_branches
 
 INIT_CFG = (
@@ -93,6 +93,8 @@ class DilatedRepVGG(BaseModule):
                 raise ValueError('pretrained and init_cfg are both given; keep one of them')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.')
         super().__init__([dict(cfg) for cfg in INIT_CFG] if init_cfg is None else init_cfg)
+        if block not in VARIANTS:
+            raise ValueError(f'unknown block {block!r}; choose from {", ".join(VARIANTS)}')
         self.arch = get_arch(arch)
         depth = len(self.arch.num_blocks)
         self.num_stages = depth if num_stages is None else num_stages
@@ -113,7 +115,7 @@ class DilatedRepVGG(BaseModule):
 
         self._build(
             in_channels,
-            get_variant(block).build,
+            VARIANTS[block].build,
             se_cfg=self.arch.se_cfg,
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
@@ -201,7 +203,6 @@ class DilatedRepVGG(BaseModule):
             ValueError: If a norm, or this kind of block, cannot be fused.
         """
         fuse_branches(self)
-        self.deploy = True
 
     def train(self, mode: bool = True) -> DilatedRepVGG:
         """Set the mode; frozen stages stay in eval mode, and all norms do with ``norm_eval``."""

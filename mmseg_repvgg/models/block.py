@@ -21,12 +21,6 @@ from mmseg_repvgg.reparam.batchnorm import conv_like, to_float64
 from mmseg_repvgg.reparam.branches import identity_kernel, merge_branches
 from mmseg_repvgg.reparam.module_hooks import computed_weights
 
-FUSED_TRAINING_ERROR = (
-    'this RepVGG backbone is in fused (deploy) form and in training mode. For inference call '
-    'model.eval() first. To train, build it with deploy=False, load training-form weights, and '
-    'fuse afterwards with tools/deploy_fuse.py'
-)
-
 
 class RepVGGBlock(BaseModule):
     """``act(se(bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x)))``, or ``act(se(conv3x3(x)))`` when fused.
@@ -109,7 +103,11 @@ class RepVGGBlock(BaseModule):
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.deploy and self.training:
-            raise RuntimeError(FUSED_TRAINING_ERROR)
+            raise RuntimeError(
+                'this RepVGG backbone is in fused (deploy) form and in training mode. For '
+                'inference call model.eval() first. To train, build it with deploy=False, load '
+                'training-form weights, and fuse afterwards with tools/deploy_fuse.py'
+            )
         out = self.branch_reparam(x) if self.deploy else self._add_branches(x)
         return self.act(self.se_layer(out))
 

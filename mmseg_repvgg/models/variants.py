@@ -193,14 +193,3 @@ VARIANTS: dict[str, Variant] = {
 }
 """In the paper's order, the full block first. Table 6 removes branches from that block: top-1 is
 72.39 with ``branches=('3x3',)``, 74.79 with 3x3 and identity, 73.15 with 3x3 and 1x1."""
-
-
-def get_variant(block: str) -> Variant:
-    """Look a name up.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if block not in VARIANTS:
-        raise ValueError(f'unknown block {block!r}; choose from {", ".join(VARIANTS)}')
-    return VARIANTS[block]
