@@ -70,3 +70,16 @@ def test_a_graph_of_fx_takes_every_size_and_can_be_exported(nets) -> None:
         after.backbone.stage_4[0].branch_reparam.weight.neg_()
         assert (graph(x)[-1] - before(x)[-1]).abs().max() > 1e-3
         after.backbone.stage_4[0].branch_reparam.weight.neg_()
+
+
+def test_a_graph_of_fx_of_an_upernet_head() -> None:
+    init_default_scope('mmseg')
+    settings = dict(channels=8, num_classes=4, align_corners=False, norm_cfg=dict(type='BN'))
+    head = dict(settings, type='UPerHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3])
+    before = randomise_batchnorms(MODELS.build(head)).double()
+    after, counts = deployed_copy(before, ['batchnorm', 'pyramid'])
+    assert counts['pyramid'] == 1
+    graph = torch.fx.symbolic_trace(after)
+    for side in (32, 24):
+        maps = [torch.randn(1, 8, side // 2**i, side // 2**i).double() for i in range(4)]
+        torch.testing.assert_close(graph(maps), before(maps), rtol=0, atol=1e-10)
