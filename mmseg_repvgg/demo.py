@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
 from mmseg_repvgg.analysis.time_in_turn import paired_ratio, time_in_turn
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.loading import load_strictly
-from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.datasets.demo_scenes import DEMO_CLASSES
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.engine.launch import load_config
 
 CONFIG = Path('configs') / 'demo_pspnet_repvgg_a0.py'
@@ -81,15 +78,16 @@ def _do_all(project: Path, work_dir: Path, options: list[str]) -> dict[str, Any]
     tool('test.py', deployed, fused, '--work-dir', work_dir / 'fused', '--out', predictions)
     strip = work_dir / 'strip.png'
     draw_strip(scenes, predictions, strip)
-    timing = time_forms(
-        build_model(load_config(config), trained), build_model(load_config(deployed), fused)
-    )
+    forms = [
+        load_segmentor(load_config(path), weights)[0]
+        for path, weights in ((config, trained), (deployed, fused))
+    ]
     return dict(
         training_seconds=round(seconds, 1),
         classes=list(DEMO_CLASSES),
         unfused=newest_metrics(work_dir / 'unfused'),
         fused=newest_metrics(work_dir / 'fused'),
-        **timing,
+        **time_forms(forms[0], forms[1]),
         checkpoint=str(trained),
         fused_checkpoint=str(fused),
         strip=str(strip),
@@ -128,18 +126,9 @@ def newest_metrics(work_dir: Path) -> dict[str, float]:
     return json.loads(found[-1].read_text())
 
 
-def build_model(cfg: Config, checkpoint: Path) -> nn.Module:
-    """The model of a config, training form or deployed, with its weights; in eval mode."""
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    model = MODELS.build(cfg.model)
-    load_strictly(model, state_dict_of(read_checkpoint(checkpoint)), str(checkpoint))
-    model.eval()
-    return model
-
-
-def time_forms(unfused: nn.Module, fused: nn.Module, size: tuple[int, int] = (256, 512)) -> dict:
-    """Time both forms in turn on one random image of ``size`` (height, width), in this process."""
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+def time_forms(unfused: nn.Module, fused: nn.Module) -> dict[str, float]:
+    """Time both forms in turn on one random image of 512x256 pixels, in this process."""
+    image = torch.randn(1, 3, 256, 512, generator=torch.Generator().manual_seed(0))
 
     def forward(model: nn.Module) -> Any:
         with torch.no_grad():
