@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmseg_repvgg.checkpoint.input_channels import adapt_stem
 from mmseg_repvgg.checkpoint.names import (
     BACKBONE,
     SCHEMES,
@@ -14,6 +15,7 @@ from mmseg_repvgg.checkpoint.names import (
     plain_names,
     rename,
     scheme_of,
+    stem_kernels,
     translate,
 )
 from mmseg_repvgg.checkpoint.reading import CheckpointError
@@ -63,7 +65,8 @@ def check_fit(
         state: Tensors by name.
         source: The name of the weights in messages, such as the file.
         required: The share of the model's tensors that must be found; 1 also forbids unexpected
-            tensors. ``num_batches_tracked`` may be missing.
+            tensors. ``num_batches_tracked`` may be missing. Kernels of the stem of another shape
+            never fit: the layers after it would be trained on what random kernels see.
 
     Returns:
         One line that says how many tensors fit and what does not.
@@ -73,6 +76,7 @@ def check_fit(
             another shape, what was found and expected, and the fix.
     """
     own = model.state_dict()
+    stem = stem_kernels(own)
     shared = [name for name in own if name in state]
     same_shape = [name for name in shared if state[name].shape == own[name].shape]
     problems = {
@@ -93,8 +97,9 @@ def check_fit(
     listed = [
         f'{len(names)} {what} ({preview(names)})' for what, names in problems.items() if names
     ]
+    other_images = any(name in state and state[name].shape != w.shape for name, w in stem.items())
     enough = not listed if required >= 1 else fitting >= required * len(own)
-    if enough:
+    if enough and not other_images:
         return '; '.join([f'{fitting} of {len(own)} tensors loaded from {source}', *listed])
     raise CheckpointError(
         f'{source} does not fit the model: of {len(own)} tensors {fitting} fit; '
@@ -119,9 +124,10 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
 
     Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.names`, with or without
     ``backbone.``. Every tensor of the backbone must be found, and its blocks may have no others; a
-    fused backbone fuses training weights. Weights of heads, and of stages that were not built, are
-    ignored. Variants of the block with the same parameters (``relu_in_branches`` and the full
-    block, for example) cannot be told apart.
+    fused backbone fuses training weights, and the stem of one that does not take RGB images adapts
+    weights for them (:mod:`mmseg_repvgg.checkpoint.input_channels`). Weights of heads, and of
+    stages that were not built, are ignored. Variants of the block with the same parameters
+    (``relu_in_branches`` and the full block, for example) cannot be told apart.
 
     Args:
         model: A ``DilatedRepVGG``.
@@ -129,7 +135,7 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
         source: The name of the weights in messages, such as the file.
 
     Returns:
-        One line that says how much was loaded and what was ignored.
+        One line that says how much was loaded, what was adapted and what was ignored.
 
     Raises:
         CheckpointError: If the names are not those of a RepVGG, the weights are fused and the
@@ -140,7 +146,9 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     own, scheme, block_of = model.state_dict(), scheme_of(state), SCHEMES['ours'].block
     try:
         ours = translate(state, 'ours') if scheme else state
-        ours = fused_state(model, rename(ours, lambda name: name.removeprefix(BACKBONE)))
+        ours = rename(ours, lambda name: name.removeprefix(BACKBONE))
+        ours, adaptation = adapt_stem(model, ours)
+        ours = fused_state(model, ours)
     except ValueError as error:
         raise CheckpointError(f'{source} cannot be loaded: {error}') from error
     found = {name: ours[name] for name in own if name in ours}
@@ -162,10 +170,10 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
             'trained with'
         )
     model.load_state_dict(found, strict=False)
-    note = f'; not loaded: {len(left)} ({preview(left)})' if left else ''
-    return (
-        f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme or "ours"}){note}'
-    )
+    notes = [f'{len(found)} of {len(own)} tensors loaded from {source} (names: {scheme or "ours"})']
+    notes += [adaptation] if adaptation else []
+    notes += [f'not loaded: {len(left)} ({preview(left)})'] if left else []
+    return '; '.join(notes)
 
 
 def accept_training_weights(model: nn.Module) -> None:

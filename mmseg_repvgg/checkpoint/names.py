@@ -215,10 +215,14 @@ class Identity:
     scheme: str | None  # one of SCHEMES
     arch: str | None  # a name in mmseg_repvgg.models.arch, or layers and widths
     classes: Mapping[str, int]  # number of classes by head
+    in_channels: int | None = None  # channels of the images
 
     def __str__(self) -> str:
         form = {'training': 'training form', 'deploy': 'fused form'}.get(self.form or '')
         parts = [f'RepVGG {self.arch}, {form}' if form else 'no RepVGG']
+        parts += (
+            [f'images of {self.in_channels} channels'] if self.in_channels not in (None, 3) else []
+        )
         parts += [f'{count} classes in {head}' for head, count in self.classes.items()]
         return ', '.join(parts)
 
@@ -235,7 +239,19 @@ def identify(state: Mapping[str, Tensor]) -> Identity:
         return Identity(None, None, None, _classes(state))
     ours = translate(state, 'ours')
     form = 'deploy' if is_fused(ours) else 'training'
-    return Identity(form, scheme, _arch(ours), _classes(ours))
+    channels = next((kernel.shape[1] for kernel in stem_kernels(ours).values()), None)
+    return Identity(form, scheme, _arch(ours), _classes(ours), channels)
+
+
+def stem_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels in the stem that see the image, by name, in our names."""
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.removeprefix(BACKBONE).startswith('stem.')
+        and tensor.ndim == 4
+        and '.se_layer.' not in name
+    }
 
 
 def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -257,6 +273,12 @@ def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
         fix = (
             "Give weights of the model's architecture, or change the model: --cfg-options "
             f'model.backbone.arch={weights.arch}, and in_channels of the heads to match'
+        )
+    elif model.in_channels != (weights.in_channels or model.in_channels):
+        fix = (
+            'Give the channels of the images: --cfg-options '
+            f'model.backbone.in_channels={weights.in_channels}, and as many values for mean and '
+            'std; or start from weights for RGB images with model.pretrained, which adapts them'
         )
     elif model.form == 'training' and weights.form == 'deploy':
         fix = (

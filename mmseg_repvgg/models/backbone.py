@@ -43,7 +43,7 @@ class DilatedRepVGG(BaseModule):
     Args:
         arch: A name of the table in :mod:`mmseg_repvgg.models.arch`, or a dictionary of the
             fields of :class:`~mmseg_repvgg.models.arch.RepVGGArch`.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images; weights for RGB images in ``pretrained`` are adapted.
         num_stages: Number of stages after the stem; by default all that the arch has.
         strides: Stride of the first layer of each stage.
         dilations: Dilation of each stage: one number for all of its layers, or a sequence with one
