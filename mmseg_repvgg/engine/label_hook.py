@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from PIL import Image
 from torch import Tensor
 
 from mmseg_repvgg.checks import preview
@@ -154,7 +155,24 @@ def _check_size(sample: Any, size: Sequence[int] | None) -> None:
         raise ValueError(
             f'{_file(sample)} gives labels of the shape {shape} for an image of '
             f'{tuple(size or ())}; a label map must be one channel as large as its image'
+            f'{_exif_hint(sample.metainfo.get("img_path"))}'
         )
+
+
+def _exif_hint(path: str | None) -> str:
+    """Say that an image file has an orientation in its EXIF data, which labels do not have."""
+    try:
+        with Image.open(path or '') as image:
+            orientation = image.getexif().get(0x0112, 1)
+    except OSError:  # no file of this machine, or a format that Pillow does not read
+        return ''
+    if orientation == 1:
+        return ''
+    return (
+        f'. {path} has the EXIF orientation {orientation}, by which mmcv turns the image and not '
+        "its labels: turn the labels, or set color_type='color_ignore_orientation' in "
+        'LoadImageFromFile of every pipeline if they were drawn on the image as it is stored'
+    )
 
 
 def _ids(labels: Tensor) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
+from PIL import Image
 from torch import nn
 
 from mmseg_repvgg.engine import LabelCheckHook
@@ -208,3 +209,24 @@ def test_batches_of_other_models_are_not_looked_at():
     for batch in ((torch.zeros(1), 3), dict(inputs=torch.zeros(1)), dict(data_samples=3), None):
         LabelCheckHook().before_train_iter(runner, 0, batch)
         LabelCheckHook().before_val_iter(runner, 0, batch)
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_labels_that_were_not_turned_with_their_image_are_said_to_be_exif(
+    tmp_path, split, orientation
+):
+    cfg = config(tmp_path, (0, 1))
+    cfg[f'{split}_dataloader'].dataset.img_suffix = '.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i in range(4):  # 64x96, as labels of 64x96 are drawn on it; or labels of another size
+        shape = (64, 96) if orientation == 6 else (96, 64)
+        file = tmp_path / 'data' / 'images' / split / f'{i}.jpg'
+        Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(file, exif=exif.tobytes())
+        labels = np.zeros((64, 96), np.uint8)
+        cv2.imwrite(str(tmp_path / 'data' / 'labels' / split / f'{i}.png'), labels)
+    with pytest.raises(ValueError, match='must be one channel as large as its image') as error:
+        train(cfg)
+    said = 'jpg has the EXIF orientation 6, by which mmcv turns the image and not its labels'
+    assert (said in str(error.value)) == (orientation == 6)
