@@ -29,9 +29,12 @@ def main() -> None:
         default={},
         help='options of the runtime, key=value, such as winograd_level=1 for mnn',
     )
+    parser.add_argument('--device', help="device of the runtime: 'cuda' (default: CPU)")
     parser.add_argument('--threads', type=int, help='threads of the runtime')
     parser.add_argument('--images', type=int, help='how many; default: all of the test set')
     args = parser.parse_args()
+    if args.device is not None:
+        args.runtime_options['device'] = args.device
     with user_errors('compare_exported'):
         found = compare_exported(
             launch.load_config(args.config, args.cfg_options),

@@ -16,10 +16,15 @@ def main() -> None:
     parser.add_argument('checkpoint', help='training checkpoint')
     parser.add_argument('out', help='fused checkpoint to write')
     parser.add_argument(
-        '--rewrites', nargs='+', choices=list(REWRITES), help='default: all not slower on CPUs'
+        '--rewrites', nargs='+', choices=list(REWRITES), help='default: those for the device'
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference')
     parser.add_argument('--images', type=int, default=2, help='test images to compare on')
+    parser.add_argument(
+        '--device',
+        default='cpu',
+        help="device the fused model is for and is compared on: 'cuda', 'mps' (%(default)s)",
+    )
     args = parser.parse_args()
     with user_errors('deploy_fuse'):
         report = fuse_checkpoint(
@@ -29,6 +34,7 @@ def main() -> None:
             args.rewrites,
             args.tolerance,
             args.images,
+            args.device,
         )
         print(report)
 

@@ -17,9 +17,7 @@ def main() -> None:
     parser = config_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file, or exported model')
     parser.add_argument('--runtime', choices=list(RUNTIMES), help='runtime of the exported model')
-    parser.add_argument(
-        '--device', default='cpu', help="device of the runtime: 'cuda' (default: CPU)"
-    )
+    parser.add_argument('--device', help="device of the runtime: 'cuda' (default: CPU)")
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
@@ -30,6 +28,8 @@ def main() -> None:
     # torch.distributed.launch passes it; torchrun sets the environment variable
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
+    if args.device and not args.runtime:
+        parser.error('--device needs --runtime; a checkpoint runs on the GPU if there is one')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     options = dict(
         work_dir=args.work_dir,
@@ -43,7 +43,7 @@ def main() -> None:
     with user_errors('test'):
         cfg = launch.load_config(args.config, args.cfg_options)
         if args.runtime:
-            test_exported(cfg, args.checkpoint, args.runtime, args.device, **options)
+            test_exported(cfg, args.checkpoint, args.runtime, args.device or 'cpu', **options)
         else:
             launch.test(cfg, args.checkpoint, **options)
 

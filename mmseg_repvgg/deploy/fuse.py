@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -23,6 +24,7 @@ from mmseg_repvgg.checkpoint.writing import STAMP, make_stamp, write_checkpoint
 from mmseg_repvgg.checks import check_integer, check_model, check_tolerance
 from mmseg_repvgg.deploy.image_pipeline import build_test_set, first_test_set
 from mmseg_repvgg.deploy.load_segmentor import build_model, model_settings
+from mmseg_repvgg.deploy.torch_device import torch_device
 from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam.equivalence import (
@@ -82,6 +84,7 @@ def fuse_checkpoint(
     rewrites: Sequence[str] | None = None,
     tolerance: float | None = None,
     num_images: int = 2,
+    device: str = 'cpu',
 ) -> FuseReport:
     """Fuse a training checkpoint, check that the result is equal, and write it.
 
@@ -89,20 +92,23 @@ def fuse_checkpoint(
     images. Then the fused form is built from its own config and compared. Nothing is written unless
     all checks pass.
 
+    The weights are fused on the CPU whatever the device, because not every device has float64.
+
     Args:
         cfg: The training config.
         checkpoint: The training checkpoint.
         out: The fused checkpoint to write; its config gets the same name with ``.py``.
-        rewrites: Names of the rewrites; by default all that are not slower on the CPU.
+        rewrites: Names of the rewrites; by default those of :func:`.default_names` for ``device``.
         tolerance: Largest relative difference; the default depends on the dtype of the weights.
         num_images: How many images to compare on.
+        device: PyTorch's name of the device that the fused model is for; it is compared there.
 
     Raises:
         CheckpointError: If the checkpoint does not fit the config or is fused already.
         EquivalenceError: If the fused model is not equal.
         ValueError: If there is nothing to fuse, or on a wrong argument.
     """
-    out = Path(out)
+    out, on = Path(out), torch_device(device)
     if out.suffix not in ('.pth', '.pt'):
         raise ValueError(f'OUT {str(out)!r} must end in .pth: it names the fused checkpoint')
     if out.resolve() == Path(checkpoint).resolve():
@@ -110,13 +116,15 @@ def fuse_checkpoint(
     check_tolerance(tolerance)
     check_integer('num_images', num_images, 0)
     before, loaded = _load_training_model(cfg, checkpoint)
-    rewrites = default_names(before, compared=True) if rewrites is None else check_names(rewrites)
+    original = _copy_on(before, on)
+    rewrites = default_names(original, compared=True) if rewrites is None else check_names(rewrites)
     after, counts = deployed_copy(before, rewrites)
+    fused = _copy_on(after, on)
 
     tolerance = tolerance_of(before) if tolerance is None else tolerance
-    on_random = compare(before, after, random_images(before))
+    on_random = compare(original, fused, random_images(original))
     require_equal(on_random, tolerance, 'random input')
-    on_images, seen = _compare_images(cfg, before, after, tolerance, num_images)
+    on_images, seen = _compare_images(cfg, original, fused, tolerance, num_images)
     config = _deployed_config(cfg, rewrites).pretty_text
     _check_loads(config, after)
     meta = {k: v for k, v in (loaded.get('meta') or {}).items() if k == 'dataset_meta'}
@@ -149,6 +157,11 @@ def _load_training_model(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module
             'training config and the training checkpoint'
         )
     return build_model(cfg, state, str(checkpoint)), loaded
+
+
+def _copy_on(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a model on another device; the model itself if it is on the CPU."""
+    return model if device.type == 'cpu' else copy.deepcopy(model).to(device)
 
 
 def _compare_images(

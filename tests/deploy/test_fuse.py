@@ -1,6 +1,7 @@
 """tools/deploy_fuse.py's work: a fused checkpoint that is equal, or nothing at all."""
 
 import hashlib
+import types
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.checkpoint.names import translate
+from mmseg_repvgg.deploy import fuse as fuse_module
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.models import RepVGGBlock
 from mmseg_repvgg.reparam import EquivalenceError, compare
+from mmseg_repvgg.reparam.equivalence import Difference
+from mmseg_repvgg.reparam.rewrites import default_names
 from tests.checkpoint.wrappings import write
 from tests.common import TINY, randomise_batchnorms, runner_cfg
 
@@ -285,3 +289,62 @@ def test_infinity_in_a_config_is_written_as_python_reads_it(trained, tmp_path):
     cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', limits=limits)]
     report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', num_images=0)
     assert Config.fromfile(report.config).custom_hooks[0].limits == limits
+
+
+def test_another_device_chooses_the_rewrites_and_compares_and_the_cpu_writes(
+    trained, tmp_path, monkeypatch
+):
+    """The meta device stands in for a GPU: every machine has it, but its tensors have no values."""
+    cfg, model, checkpoint = trained
+    seen = []
+
+    def record(before, after, images):
+        tensors = [*before.state_dict().values(), *after.state_dict().values(), images]
+        seen.append({tensor.device.type for tensor in tensors})
+        return Difference(0, 0, 1) if seen[-1] == {'meta'} else compare(before, after, images)
+
+    monkeypatch.setattr(fuse_module, 'compare', record)
+    report = fuse_checkpoint(cfg, checkpoint, tmp_path / 'f.pth', num_images=1, device='meta')
+    # random input and an image there; the written files are loaded on the CPU
+    assert seen == [{'meta'}, {'meta'}, {'cpu'}]
+    assert report.counts == {'branches': 10, 'batchnorm': 6}  # the paper's two
+    assert Config.fromfile(report.config).model.rewrites == ['branches', 'batchnorm']
+    state = torch.load(report.checkpoint, weights_only=True)['state_dict']
+    assert {tensor.device.type for tensor in state.values()} == {'cpu'}
+    fused = MODELS.build(Config.fromfile(report.config).model)
+    fused.load_state_dict(state)
+    assert compare(model, fused, torch.randn(1, 3, 64, 64)).max_rel < 5e-5
+    assert {p.device.type for p in model.parameters()} == {'cpu'}
+
+
+@pytest.mark.parametrize('device', ['cuda', 'mps'])
+def test_the_default_rewrites_on_a_gpu_are_the_papers(device):
+    class Stub(torch.nn.Module):
+        def parameters(self):
+            return iter([types.SimpleNamespace(device=torch.device(device))])
+
+    assert default_names(Stub(), compared=True) == ('branches', 'batchnorm')
+    assert default_names(torch.nn.Conv2d(1, 1, 1), compared=True) == tuple(ALL)
+
+
+@pytest.mark.parametrize('device', ['cuda', 'mps', 'cuda:7', 'tpu', ''])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+    trained, tmp_path, monkeypatch, device
+):
+    cfg, _, checkpoint = trained
+    real = torch.empty
+
+    def without_gpu(*args, **options):
+        if str(options.get('device', 'cpu')).startswith(('cuda', 'mps')):
+            raise AssertionError('Torch not compiled with CUDA enabled')
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, 'empty', without_gpu)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=rf"^device='{device}': PyTorch \S+ has cpu on this mac"):
+        fuse_checkpoint(cfg, checkpoint, tmp_path / 'f.pth', device=device)
+    assert not (tmp_path / 'f.pth').exists()
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(ValueError, match='has cpu, cuda:0, cuda:1 on this machine'):
+        fuse_checkpoint(cfg, checkpoint, tmp_path / 'f.pth', device='tpu')

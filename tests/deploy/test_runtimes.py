@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mmseg_repvgg.deploy import runtimes
+from mmseg_repvgg.deploy.export import Options, export
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import RUNTIMES, load_runtime
 from mmseg_repvgg.deploy.runtimes.base import Runtime
@@ -89,9 +91,14 @@ def test_a_damaged_file_is_named(tmp_path, runtime):
     [
         ('onnxruntime', 'tpu', "device='tpu' must be one of cpu, cuda"),
         ('mnn', 'cuda', "device='cuda': MNN is run on 'cpu' only"),
+        ('openvino', 'cuda', "device='cuda': OpenVINO has .*cpu.* on this machine"),
+        ('openvino', 'tpu.1', "device='tpu.1': OpenVINO has"),
+        ('openvino', '', "device='': OpenVINO has"),
+        ('torch', 'tpu', r"device='tpu': PyTorch \S+ has cpu.* on this machine"),
     ],
 )
 def test_a_device_that_a_runtime_lacks_is_named(tmp_path, runtime, device, text):
+    pytest.importorskip(RUNTIMES[runtime].needs)
     path = described(tmp_path, format=RUNTIMES[runtime].formats[0])
     with pytest.raises(ValueError, match=text):
         load_runtime(path, runtime, device=device)
@@ -103,6 +110,31 @@ def test_cuda_without_cuda_is_refused(tmp_path):
         pytest.skip('this machine has it')
     with pytest.raises(ValueError, match='pip install onnxruntime-gpu'):
         load_runtime(described(tmp_path, format='onnx'), 'onnxruntime', device='cuda')
+
+
+def test_torch_on_a_gpu_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('this machine has it')
+    with pytest.raises(ValueError, match=r"^device='cuda': PyTorch \S+ has cpu"):
+        load_runtime(described(tmp_path, format='torch'), device='cuda')
+
+
+@pytest.mark.parametrize('device', ['CPU', 'auto:cpu', 'hetero:cpu'])
+def test_openvinos_names_of_devices(segmentor, tmp_path, device):
+    pytest.importorskip('openvino')
+    cfg, _, checkpoint = segmentor
+    path = export(cfg, checkpoint, tmp_path / 'm.xml', options=Options(size=(33, 40))).path
+    images = np.ones((1, 3, 33, 40), np.float32)
+    expected = load_runtime(path, 'openvino')(images)
+    np.testing.assert_allclose(load_runtime(path, device=device)(images), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('runtime', list(RUNTIMES))
+def test_an_option_that_a_runtime_lacks_is_named(tmp_path, runtime):
+    pytest.importorskip(RUNTIMES[runtime].needs)
+    path = described(tmp_path, format=RUNTIMES[runtime].formats[0])
+    with pytest.raises(ValueError, match=f'^{runtime} has no option winograd; it has device'):
+        load_runtime(path, runtime, winograd=1)
 
 
 def test_mnns_option_is_checked(tmp_path):

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def load_runtime(
             'mmseg_repvgg.doctor says what is installed)'
         )
     loaded = getattr(import_module(f'{__name__}.{name}'), kind.class_name)
+    known = list(signature(loaded.load).parameters)[1:]  # without self
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f'{name} has no option {", ".join(unknown)}; it has {", ".join(known)}')
     try:
         return loaded(path, info, threads, **options)
     except (ValueError, TypeError):  # a wrong option

@@ -10,6 +10,10 @@ import openvino
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
 
+COMBINED = ('AUTO', 'BATCH', 'HETERO', 'MULTI')
+"""OpenVINO's names for a choice of devices, such as ``'auto:gpu,cpu'``."""
+
+
 class OpenVinoRuntime(Runtime):
     """A model in OpenVINO: an .xml file, with its .bin next to it, or an ONNX file."""
 
@@ -20,13 +24,23 @@ class OpenVinoRuntime(Runtime):
             device: OpenVINO's name of the device, upper or lower case: ``'cpu'``, ``'gpu'``.
             precision: Precision of the computation. OpenVINO's default is bf16 on CPUs that support
                 it, which changes the logits.
+
+        Raises:
+            ValueError: If OpenVINO has no such device.
         """
+        core, name = openvino.Core(), device.upper()
+        there = core.available_devices
+        kind = name.partition(':')[0].partition('.')[0]
+        if kind not in (*COMBINED, *(found.partition('.')[0] for found in there)):
+            raise ValueError(
+                f'device={device!r}: OpenVINO has {", ".join(there).lower()} on this machine'
+            )
         settings: dict[str, str | int] = dict(
             INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY'
         )
         if self.threads is not None:
             settings['INFERENCE_NUM_THREADS'] = self.threads
-        self.model = openvino.Core().compile_model(str(self.path), device.upper(), settings)
+        self.model = core.compile_model(str(self.path), name, settings)
         self.requests = threading.local()  # one per thread: a request has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
