@@ -1,5 +1,7 @@
 """Makes mmengine read checkpoints with this package's reader, from disk and from the web."""
 
+import contextlib
+import errno
 import hashlib
 import http.client
 import os
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint
+from mmseg_repvgg.checkpoint.reading import DOWNLOAD_AGAIN, CheckpointError, read_checkpoint
 
 _FOLDER = 'https://download.openmmlab.com/mmclassification/v0/repvgg/'
 _HASHES = {
@@ -33,6 +35,8 @@ PUBLISHED = {
 B3g2 were not published there."""
 
 
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a cache that cannot be written; errors of the network have no such number."""
 HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 """The end of a file name that holds the first digits of the file's SHA-256."""
 
@@ -108,7 +112,8 @@ def load_from_http(
         progress: Whether to show the progress of the download.
 
     Raises:
-        CheckpointError: If the download fails, or the file is not a checkpoint.
+        CheckpointError: If the download fails, or the file is not a checkpoint. A download that is
+            not complete is removed from the cache.
         UnsafeCheckpointError: If the file asks to run code.
     """
     from mmengine.dist import get_dist_info
@@ -122,7 +127,20 @@ def load_from_http(
         if world_size > 1:
             torch.distributed.barrier()
     _download(filename, cached, progress)  # on other machines, without LOCAL_RANK
-    return read_checkpoint(cached, map_location)
+    try:
+        return read_checkpoint(cached, map_location)
+    except CheckpointError as error:
+        is_own = _url_file(cached).exists()  # else checked by its hash, or put there by a user
+        if DOWNLOAD_AGAIN not in str(error) or not is_own:
+            raise
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            cached.unlink()
+        if cached.exists():
+            raise
+        raise CheckpointError(
+            f'{str(error).replace(DOWNLOAD_AGAIN, "Try again")}. It was downloaded from {filename} '
+            'and is removed from the cache: the next run downloads it again'
+        ) from error
 
 
 def _path_in_cache(url: str, folder: Path) -> Path:
@@ -132,6 +150,8 @@ def _path_in_cache(url: str, folder: Path) -> Path:
     name has a hash, or that a user put there, has no file with its URL next to it.
     """
     path = Path(urllib.parse.urlparse(url).path)
+    if not path.name:
+        raise CheckpointError(f'{url} names no file; give the URL of the checkpoint itself')
     plain = folder / path.name
     url_file = _url_file(plain)
     if plain.exists() and url_file.exists() and url_file.read_text(encoding='utf-8') != url:
@@ -147,12 +167,17 @@ def _url_file(cached: Path) -> Path:
 def _download(url: str, cached: Path, progress: bool) -> None:
     if cached.exists():
         return
-    cached.parent.mkdir(parents=True, exist_ok=True)
     found = HASH.search(Path(urllib.parse.urlparse(url).path).name)
     digest = found[1] if found and not found[1].isdigit() else None  # digits only may be a date
     try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(cached), hash_prefix=digest, progress=progress)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise CheckpointError(
+                f'{url} cannot be kept in {cached.parent}: {error.strerror}. Set TORCH_HOME to a '
+                'folder with space that you may write to'
+            ) from error
         raise CheckpointError(
             f'{url} could not be downloaded: {error}. Check the URL and the network; or get the '
             f'file in another way, and give its path or put it at {cached}'

@@ -1,10 +1,13 @@
 """mmengine reads checkpoints from the web safely; the web is a server on this machine."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import os
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +129,74 @@ def test_failed_downloads_are_explained(web, tmp_path):
     (folder / 'page.pth').write_text('<html>not found</html>')
     with pytest.raises(CheckpointError, match='a web page'):
         CheckpointLoader.load_checkpoint(f'{url}/page.pth')
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_a_download_that_was_cut_short_is_downloaded_again(web, tmp_path, zipped):
+    folder, url, requests = web
+    file = payloads.save(folder / 'x.pth', '', 'meta', zipped)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f'Try again.*from {url}/x.pth and is removed'):
+            CheckpointLoader.load_checkpoint(f'{url}/x.pth')
+    file.write_bytes(whole)
+    assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/x.pth')
+    assert len(requests) == 3
+    cached = tmp_path / 'cache' / 'hub' / 'checkpoints' / 'mine.pth'
+    cached.write_bytes(whole[:-20])  # put there by a user
+    with pytest.raises(CheckpointError, match='mine.pth.*Delete it'):
+        CheckpointLoader.load_checkpoint(f'{url}/mine.pth')
+    assert cached.exists()
+
+
+def test_a_url_without_a_file(web):
+    _, url, requests = web
+    for path in ('', '/', '/?file=x.pth'):
+        with pytest.raises(CheckpointError, match='names no file; give the URL of the checkpoint'):
+            CheckpointLoader.load_checkpoint(url + path)
+    assert requests == []
+
+
+@pytest.mark.parametrize('place', ['', 'hub/checkpoints'])
+def test_a_cache_that_cannot_be_written(web, monkeypatch, place):
+    folder, url, _ = web
+    payloads.save(folder / 'x.pth', '', 'meta')
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.setenv('TORCH_HOME', name)
+        closed = Path(name) / place
+        closed.mkdir(parents=True, exist_ok=True)
+        cached = Path(name) / 'hub' / 'checkpoints' / 'x.pth'
+        for path in (Path(name), *closed.parents):
+            if path.is_relative_to(name):
+                path.chmod(0o755)
+        closed.chmod(0o555)
+        try:
+            with (
+                as_nobody(),
+                pytest.raises(CheckpointError, match='cannot be kept in .*Set TORCH_HOME') as error,
+            ):
+                CheckpointLoader.load_checkpoint(f'{url}/x.pth')
+            assert 'network' not in str(error.value)
+            if place:  # a file that is there is read
+                payloads.save(cached, '', 'meta')
+                with as_nobody():
+                    assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{url}/x.pth')
+        finally:
+            closed.chmod(0o755)
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Run without root's rights, to whom permissions do not apply."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize(
