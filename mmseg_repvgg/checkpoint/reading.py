@@ -23,6 +23,12 @@ WRAPPERS = (
 )  # fmt: skip
 """Keys under which training scripts store the state dict, in the order of search."""
 
+PACKED = {
+    'gzip': b'\x1f\x8b', 'bzip2': b'BZh', 'xz': b'\xfd7zXZ\0', 'zstd': b'\x28\xb5\x2f\xfd',
+    '7z': b"7z\xbc\xaf'\x1c", 'rar': b'Rar!',
+}  # fmt: skip
+"""First bytes of packed files."""
+
 
 class CheckpointError(ValueError):
     """The file cannot be used as a checkpoint; the text says why and what to do."""
@@ -53,12 +59,16 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
         OSError: If it cannot be read: no permission, a broken disk.
     """
     file = Path(path).expanduser()
+    if not os.fspath(path):
+        raise FileNotFoundError('the path of the checkpoint is empty: give a file')
     if not file.exists():
         raise FileNotFoundError(
             f'{file} does not exist (looked from {Path.cwd()}). Check the path of the checkpoint'
         )
     if file.is_dir():
         raise _wrong(file, 'a folder', 'Give the file inside it')
+    if not file.is_file():  # opening a pipe could wait for ever
+        raise _wrong(file, 'a pipe or a device', 'Write its contents to a file')
     head = _first_bytes(file, 512)
     _refuse_other_kinds(file, head)
     try:
@@ -107,9 +117,11 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         state = inner[0] if inner else state
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
+        kinds = preview(sorted({type(value).__name__ for value in state.values()}))
         raise CheckpointError(
-            f'no weights found: the checkpoint has the keys {preview(checkpoint, 8)}. Expected '
-            f'tensors by name, or a dict of them under one of {", ".join(WRAPPERS)}'
+            f'no weights found: the checkpoint has the keys {preview(checkpoint, 8)}, with values '
+            f'of type {kinds or "none"}. Expected tensors by name, or a dict of them under one of '
+            f'{", ".join(WRAPPERS)}'
         )
     plain = plain_names(tensors)
     try:
@@ -133,6 +145,9 @@ def _refuse_other_kinds(file: Path, head: bytes) -> None:
         raise _wrong(file, 'an empty file', DOWNLOAD_AGAIN)
     if head.startswith(b'version https://git-lfs'):
         raise _wrong(file, 'a git-lfs pointer, not the file itself', "Run 'git lfs pull'")
+    packed = [name for name, magic in PACKED.items() if head.startswith(magic)]
+    if packed or head[257:262] == b'ustar':
+        raise _wrong(file, f'a {packed[0] if packed else "tar"} file', 'Unpack it')
     start = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if start.startswith((b'<!doctype', b'<html', b'<?xml')):
         raise _wrong(file, 'a web page', f'The download failed. {DOWNLOAD_AGAIN}; check the URL')

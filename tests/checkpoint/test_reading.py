@@ -1,7 +1,11 @@
 """Safe reading, finding the weights, writing."""
 
+import gzip
+import io
+import lzma
 import os
 import resource
+import tarfile
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -16,6 +20,7 @@ from mmseg_repvgg.checkpoint import (
     UnsafeCheckpointError,
     read_checkpoint,
     state_dict_of,
+    torch_file,
     write_checkpoint,
 )
 from tests.checkpoint import payloads
@@ -42,6 +47,15 @@ def zip_of(*names):
         return stream.read()
 
 
+def tar_of(content):
+    with io.BytesIO() as stream:
+        with tarfile.open(fileobj=stream, mode='w') as archive:
+            info = tarfile.TarInfo('x.pth')
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        return stream.getvalue()
+
+
 ZIPPED = content_of(WEIGHTS)
 LEGACY = content_of(WEIGHTS, _use_new_zipfile_serialization=False)
 OTHER_FILES = {
@@ -60,6 +74,9 @@ OTHER_FILES = {
     'image': (b'\x89PNG\r\n\x1a\n' + bytes(64), 'cannot be read'),
     'zeros': (bytes(4096), 'cannot be read'),
     'cut safetensors': (b'\x40' + bytes(7) + b'{"a":' + b' ' * 80, 'cannot be read'),
+    'gzip': (gzip.compress(ZIPPED), 'is a gzip file.*Unpack it'),
+    'xz': (lzma.compress(ZIPPED), 'is a xz file.*Unpack it'),
+    'tar': (tar_of(ZIPPED), 'is a tar file.*Unpack it'),
     'a tensor': (content_of(torch.ones(2)), 'one object of type Tensor'),
 }
 
@@ -105,6 +122,46 @@ def test_folder_and_missing_file(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r'none\.pth does not exist'):
         read_checkpoint(tmp_path / 'none.pth')
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'none.pth')
+    with pytest.raises(FileNotFoundError, match=r'link\.pth does not exist'):
+        read_checkpoint(tmp_path / 'link.pth')
+    with pytest.raises(FileNotFoundError, match='the path of the checkpoint is empty'):
+        read_checkpoint('')
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    """Opening a pipe that nobody writes to waits for ever."""
+    os.mkfifo(tmp_path / 'x.pth')
+    for file in (tmp_path / 'x.pth', Path('/dev/zero')):
+        with pytest.raises(CheckpointError, match='is a pipe or a device'):
+            read_checkpoint(file)
+
+
+@pytest.mark.parametrize('name', ['a b.pth', 'ä 日本.pth', 'C:\\a.pth', 'a%20b#?.pth', "it's.pth"])
+@pytest.mark.parametrize('linked', [False, True])
+def test_names_of_every_kind(tmp_path, name, linked):
+    file = tmp_path / name
+    target = tmp_path / 'target.pth' if linked else file
+    torch.save(WEIGHTS, target)
+    if linked:
+        file.symlink_to(target)
+    assert read_checkpoint(file).keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_a_file_cut_short_while_it_is_read(tmp_path, monkeypatch, zipped):
+    file = tmp_path / 'x.pth'
+    weights = {name: torch.ones(100_000) for name in 'ab'}
+    torch.save(weights, file, _use_new_zipfile_serialization=zipped)
+    parse = torch_file._parse_pid
+
+    def cut_and_parse(*args):
+        os.truncate(file, 50_000)
+        return parse(*args)
+
+    monkeypatch.setattr(torch_file, '_parse_pid', cut_and_parse)
+    with pytest.raises(CheckpointError, match=r'x\.pth cannot be read, it is not complete'):
+        read_checkpoint(file)
 
 
 @pytest.mark.parametrize('name', ['x.safetensors', 'named_wrongly.pth'])
@@ -163,6 +220,12 @@ def test_state_dict_of_other_forms():
 def test_no_weights(empty):
     with pytest.raises(CheckpointError, match='no weights found: the checkpoint has the keys'):
         state_dict_of(empty)
+
+
+def test_weights_that_are_no_tensors_are_named():
+    arrays = {name: value.numpy() for name, value in WEIGHTS.items()}
+    with pytest.raises(CheckpointError, match='the keys weight, bias, with values of type ndarray'):
+        state_dict_of(arrays)
 
 
 # Writing.
