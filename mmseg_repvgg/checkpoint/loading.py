@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.checkpoint.input_channels import adapt_stem
@@ -13,6 +14,7 @@ from mmseg_repvgg.checkpoint.names import (
     SCHEMES,
     explain,
     plain_names,
+    prefix_of,
     rename,
     scheme_of,
     stem_kernels,
@@ -153,9 +155,14 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
         raise CheckpointError(f'{source} cannot be loaded: {error}') from error
     found = {name: ours[name] for name in own if name in ours}
     if scheme is None and not found:
+        prefix = prefix_of(state)
+        hint = (
+            f'. They are after {prefix!r}: give it as the prefix, or at the end of it '
+            f"(init_cfg=dict(type='Pretrained', checkpoint=..., prefix={prefix!r}))"
+        )
         raise CheckpointError(
             f'{source} holds no RepVGG weights: none of its {len(state)} tensors '
-            f'({preview(state)}) is named as in {", ".join(SCHEMES)}'
+            f'({preview(state)}) is named as in {", ".join(SCHEMES)}{hint if prefix else ""}'
         )
     is_complete = set(_names_without_counters(model)) <= set(found)
     of_blocks = {name: tensor for name, tensor in ours.items() if block_of(name)}
@@ -219,7 +226,8 @@ def _fuse_in_place(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> N
     own = training.state_dict()
     if any(given[name].shape != own[name].shape for name in own if name in given):
         return
-    training.to(next(iter(given.values())).dtype)
+    exact = torch.promote_types(next(iter(given.values())).dtype, torch.float32)
+    training.to(exact)  # float16 would round the fused kernels
     training.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
     apply_rewrites(training, model.rewrites)
     for name in own:

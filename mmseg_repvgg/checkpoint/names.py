@@ -26,6 +26,10 @@ from mmseg_repvgg.checks import preview
 BACKBONE = 'backbone.'
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 """Tensors of a conv or a BatchNorm in the block."""
+WRAPPED = re.compile(
+    r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.'
+)
+"""What torch.compile, FSDP, activation checkpointing and DeepSpeed add to names."""
 COUNTERS = ('n_averaged', 'total_ops', 'total_params')
 """Tensors that are not weights: torch's ``AveragedModel`` and thop add them to a model."""
 CLASSIFIERS = ('.conv_seg.weight', 'head.fc.weight')
@@ -110,6 +114,16 @@ def scheme_of(names: Iterable[str]) -> str | None:
     return best if found[best] else None
 
 
+def prefix_of(names: Iterable[str]) -> str:
+    """The prefix after which the first name of a RepVGG block is in a scheme; else ''."""
+    for name in names:
+        parts = name.split('.')
+        for start in range(1, len(parts)):
+            if scheme_of(['.'.join(parts[start:])]):
+                return '.'.join(parts[:start]) + '.'
+    return ''
+
+
 def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
     """Rename weights into another scheme.
 
@@ -170,14 +184,13 @@ def rename(state: Mapping[str, Any], new_name: Callable[[str], str]) -> dict[str
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """Remove what model wrappers add to the names of weights.
 
-    ``_orig_mod.`` (``torch.compile``) is removed anywhere in a name. ``module.``
-    (DistributedDataParallel, ``AveragedModel``) and ``model.`` (Lightning) are removed if all names
-    start with them.
+    :data:`WRAPPED` is removed anywhere in a name. ``module.`` (DistributedDataParallel,
+    ``AveragedModel``) and ``model.`` (Lightning) are removed if all names start with them.
 
     Returns:
         The plain name by the given one, without :data:`COUNTERS`.
     """
-    plain = {n: n.replace('_orig_mod.', '') for n in names if n.split('.')[-1] not in COUNTERS}
+    plain = {n: WRAPPED.sub('', n) for n in names if n.split('.')[-1] not in COUNTERS}
     for prefix in ('module.', 'model.') * 2:  # wrappers may be nested
         if plain and all(name.startswith(prefix) for name in plain.values()):
             plain = {name: new.removeprefix(prefix) for name, new in plain.items()}

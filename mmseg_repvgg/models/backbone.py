@@ -175,7 +175,8 @@ class DilatedRepVGG(BaseModule):
         if not pretrained:
             super().init_weights()
             return
-        source = pretrained[-1]['checkpoint']  # it fills the whole backbone, whatever came before
+        # the last one fills the whole backbone, whatever came before
+        source = str(pretrained[-1]['checkpoint'])
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
         prefix = pretrained[-1].get('prefix') or ''
         state = rename(state_dict_of(checkpoint), lambda name: name.removeprefix(prefix))

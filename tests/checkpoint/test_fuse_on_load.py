@@ -37,6 +37,23 @@ def test_a_backbone_built_fused_fuses_what_it_loads(scheme, arch):
     assert compare(trained, fused, x).max_rel < 1e-5
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_not_rounded_again(dtype):
+    trained = randomise_batchnorms(DilatedRepVGG(TINY, **SETTINGS))
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in trained.state_dict().items()
+    }
+    load_backbone(trained, state, 'a.pth')
+    trained.switch_to_deploy()
+    fused = DilatedRepVGG(TINY, deploy=True, **SETTINGS)
+    load_backbone(fused, state, 'a.pth')
+    for name, value in trained.state_dict().items():
+        found = fused.state_dict()[name]
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, value, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize('rewrites', [['branches'], list(REWRITES)])
 @pytest.mark.parametrize('way', ['torch', 'mmengine', 'ours', 'copy'])
 def test_a_deployed_segmentor_fuses_what_it_loads(tmp_path, rewrites, way):

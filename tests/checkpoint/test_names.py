@@ -86,6 +86,9 @@ def test_what_does_not_fill_the_backbone_is_refused():
     state = translate({f'backbone.{k}': v for k, v in model.state_dict().items()}, 'official')
     with pytest.raises(CheckpointError, match=r'none of its 1 tensors .layer1.0'):
         load_backbone(model, {'layer1.0.conv1.weight': torch.zeros(1)}, 'r50.pth')
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(model, {'layer1.0.conv1.weight': torch.zeros(1)}, 'r50.pth')
+    assert 'prefix' not in str(error.value)
     half = {k: v for k, v in state.items() if not k.startswith('stage3')}
     with pytest.raises(CheckpointError, match=r'a.pth does not fit the model: .* missing'):
         load_backbone(model, half, 'a.pth')
@@ -98,6 +101,22 @@ def test_what_does_not_fill_the_backbone_is_refused():
         translate(state, 'keras')
     with pytest.raises(ValueError, match='in none of the schemes'):
         translate({'a': torch.zeros(1)}, 'ours')
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'net.encoder.', 'module.'])
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_a_prefix_that_is_needed_is_named_and_works(tmp_path, scheme, prefix):
+    """Names with a prefix that not all have: Lightning's, next to those of a loss."""
+    source = DilatedRepVGG(TINY)
+    named = translate({f'backbone.{k}': v for k, v in source.state_dict().items()}, scheme)
+    state = {prefix + name.removeprefix('backbone.'): value for name, value in named.items()}
+    torch.save({'criterion.weight': torch.ones(3), **state}, tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=tmp_path / 'a.pth', prefix='')
+    with pytest.raises(CheckpointError, match=f"They are after '{prefix}': give it as the prefix"):
+        DilatedRepVGG(TINY, init_cfg=init_cfg).init_weights()
+    model = DilatedRepVGG(TINY, init_cfg=init_cfg | dict(prefix=prefix))
+    model.init_weights()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
 
 
 # What wrappers of a model add to names.
@@ -113,6 +132,9 @@ def test_what_does_not_fill_the_backbone_is_refused():
         (['n_averaged', 'module.a', 'module.b'], ['a', 'b']),
         (['model.a', 'model.b'], ['a', 'b']),
         (['model.module.a'], ['a']),
+        (['_fsdp_wrapped_module.a', '_fsdp_wrapped_module.b._fsdp_wrapped_module.c'], ['a', 'b.c']),
+        (['a._checkpoint_wrapped_module.b', '_forward_module.c'], ['a.b', 'c']),
+        (['my_orig_mod.a', '_orig_modular.b'], ['my_orig_mod.a', '_orig_modular.b']),
         (['model.a', 'loss.b'], ['model.a', 'loss.b']),
         (['a.weight', 'a.total_ops', 'a.total_params'], ['a.weight']),
         ([], []),

@@ -1,5 +1,7 @@
 """Wrapped weights, all the way through ``init_cfg``, from a file to a filled backbone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.model import PretrainedInit
@@ -29,11 +31,12 @@ def test_pretrained_unwraps_every_form(tmp_path, form, scheme):
 
 @pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
 @pytest.mark.parametrize('as_list', [False, True])
-def test_every_way_to_ask_for_pretrained_weights(tmp_path, kind, as_list):
+@pytest.mark.parametrize('path', [str, Path])
+def test_every_way_to_ask_for_pretrained_weights(tmp_path, kind, as_list, path):
     source = randomise_batchnorms(DilatedRepVGG(TINY))
     state = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
     file = write('bare', translate(state, 'official'), tmp_path)
-    init_cfg = dict(type=kind, checkpoint=str(file), prefix='backbone.')
+    init_cfg = dict(type=kind, checkpoint=path(file), prefix='backbone.')
     if as_list:
         init_cfg = [dict(type='Kaiming', layer='Conv2d'), init_cfg]
     model = DilatedRepVGG(TINY, init_cfg=init_cfg)

@@ -15,6 +15,13 @@ WRAPPINGS = {
     'nested': lambda state: dict(model=dict(state_dict=state)),
     'module': lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
     'compiled': lambda state: {f'_orig_mod.{name}': tensor for name, tensor in state.items()},
+    'fsdp': lambda state: {
+        f'_fsdp_wrapped_module.{name.replace("stem.", "stem._checkpoint_wrapped_module.")}': tensor
+        for name, tensor in state.items()
+    },
+    'deepspeed': lambda state: {
+        f'_forward_module.model.{name}': tensor for name, tensor in state.items()
+    },
     'averaged': lambda state: {
         'n_averaged': torch.tensor(3),
         **{f'module.{name}': tensor for name, tensor in state.items()},
