@@ -2,6 +2,8 @@
 
 ``python -m mmseg_repvgg.doctor`` prints a line per check and exits with 1 if something that is
 needed does not work. Everything is imported inside its check, because it may be missing or broken.
+An environment with a runtime for exported models and nothing to train with is checked as that of a
+service.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.package_versions import (
+    MODULES,
     Problem,
     check_module,
     explain_missing,
@@ -36,6 +39,9 @@ from mmseg_repvgg.version import __version__
 
 PYTHON, TORCH = '3.10', '2.6'
 """The lowest versions, as in setup.py."""
+RUNTIMES = ('onnxruntime', 'openvino', 'MNN')
+"""Modules that run exported models, by the name of their package."""
+HEADLESS = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
 TINY = dict(num_blocks=(1, 2, 2, 1), width_factor=(0.125,) * 4)
 
 
@@ -176,6 +182,40 @@ def check_runtime(package: str) -> str:
     return version(package)
 
 
+def check_segmenting() -> str:
+    """A service segments an image: here with a network that finds bright pixels."""
+    import numpy as np
+
+    from mmseg_repvgg.deploy.model_description import ModelDescription
+    from mmseg_repvgg.deploy.segmenter import Segmenter
+
+    import_module('mmseg_repvgg.deploy.predict')
+
+    class Bright:
+        info = ModelDescription(
+            *('onnx', (4, 6), False, True, False),
+            *((0.0,) * 3, (1.0,) * 3, True, ('dark', 'bright'), ((0, 0, 0), (255, 255, 255))),
+            *(None, (), '', __version__),
+        )
+
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            bright = images.mean(1) - 127.5
+            return np.stack([-bright, bright], 1)
+
+    image = np.zeros((8, 12, 3), np.uint8)
+    image[:, 6:] = 255
+    labels = Segmenter(Bright())(image)
+    if not np.array_equal(labels, image[..., 0] // 255):
+        raise RuntimeError(f'the labels of a half bright image are {labels.tolist()}')
+    return 'an image is segmented'
+
+
+def check_training() -> str:
+    """Nothing to train with is installed, which a service does not need."""
+    text = 'this is the environment of a service: PyTorch and mm packages are not installed'
+    raise Absent(text, "pip install 'mmseg-repvgg[openmmlab]'   # or [onedl]")
+
+
 def check_cuda() -> str:
     """PyTorch computes on the GPU, if there is one."""
     import torch
@@ -219,17 +259,43 @@ def _registration_check(scope: str, needed: bool = True) -> Check:
     return Check(f'in {scope}', run, _reinstall_package(), ('mmengine', 'mmcv', scope), needed)
 
 
+def is_service() -> bool:
+    """Whether exported models can be run here, and nothing to train with is installed."""
+    can_train = any(map(find_spec, ('torch', *MODULES)))
+    return not can_train and any(map(find_spec, RUNTIMES))
+
+
 def all_checks() -> tuple[Check, ...]:
     """The checks; each comes after those that it depends on."""
+    return _service_checks() if is_service() else _training_checks()
+
+
+def _runtime_checks() -> list[Check]:
+    return [
+        Check(m.lower(), partial(check_runtime, m), _reinstall(m), needed=False) for m in RUNTIMES
+    ]
+
+
+def _service_checks() -> tuple[Check, ...]:
+    return (
+        Check('python', check_python, ''),
+        Check('numpy', partial(check_import, 'numpy'), _reinstall('numpy')),
+        Check('opencv', partial(check_import, 'cv2'), HEADLESS, ('numpy',)),
+        Check('segmenting', check_segmenting, _reinstall_package(), ('numpy', 'opencv')),
+        *_runtime_checks(),
+        Check('training', check_training, '', needed=False),
+    )
+
+
+def _training_checks() -> tuple[Check, ...]:
     torch, base, mm = ('torch',), ('torch', 'numpy', 'opencv'), ('mmengine', 'mmcv')
     pair = _reinstall(f"'torch>={TORCH}'", 'torchvision')
-    headless = 'pip uninstall -y opencv-python && pip install opencv-python-headless'
     return (
         Check('python', check_python, ''),
         Check('torch', check_torch, pair),
         Check('torchvision', partial(check_import, 'torchvision'), pair, torch),
         Check('numpy', partial(check_import, 'numpy'), _reinstall('numpy')),
-        Check('opencv', partial(check_import, 'cv2'), headless, ('numpy',)),
+        Check('opencv', partial(check_import, 'cv2'), HEADLESS, ('numpy',)),
         _mm_check('mmengine', *base, parts=('mmengine.runner',)),
         _mm_check('mmcv', *base, 'mmengine', parts=('mmcv.cnn', 'mmcv.ops')),
         _mm_check('mmseg', *mm, parts=('mmseg.models', 'mmseg.apis')),
@@ -238,10 +304,7 @@ def all_checks() -> tuple[Check, ...]:
         _registration_check('mmpretrain', needed=False),
         Check('fusing', check_fusing, _reinstall_package(), (*torch, *mm)),
         Check('reading', check_reading, _reinstall_package(), (*torch, 'mmengine')),
-        *(
-            Check(m.lower(), partial(check_runtime, m), _reinstall(m), needed=False)
-            for m in ('onnxruntime', 'openvino', 'MNN')
-        ),
+        *_runtime_checks(),
         Check('cuda', check_cuda, pair, torch, needed=False),
     )
 

@@ -282,6 +282,38 @@ def test_runtimes_may_be_absent_but_not_broken(tmp_path, monkeypatch, module):
     assert result.command == f'pip install --force-reinstall {module}'
 
 
+@pytest.fixture
+def service(monkeypatch):
+    """An environment with runtimes, and nothing to train with."""
+    for module in ('torch', *MODULES):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_a_service_needs_no_pytorch(service):
+    results = {result.check.name: result for result in doctor.examine()}
+    assert not [r.text for r in results.values() if r.is_fatal]
+    assert 'torch' not in results
+    assert (results['segmenting'].state, results['training'].state) == ('ok', 'absent')
+    assert results['training'].command.startswith("pip install 'mmseg-repvgg[openmmlab]'")
+
+
+def test_a_service_needs_opencv_and_right_labels(service, monkeypatch):
+    from mmseg_repvgg.deploy.segmenter import Segmenter
+
+    right = Segmenter.__call__
+    monkeypatch.setattr(Segmenter, '__call__', lambda self, image: 1 - right(self, image))
+    assert 'the labels of a half bright image are [[1, ' in result_of('segmenting').text
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    states = {r.check.name: r.state for r in doctor.examine()}
+    assert (states['opencv'], states['segmenting']) == ('FAIL', 'skipped')
+
+
+def test_an_environment_with_nothing_is_not_a_service(service, monkeypatch):
+    for module in doctor.RUNTIMES:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert not doctor.is_service()
+
+
 def test_a_pytorch_that_cannot_use_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.version, 'cuda', None)
