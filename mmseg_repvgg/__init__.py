@@ -7,12 +7,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mmseg_repvgg import registration
+from mmseg_repvgg.shipped_files import config_path
 from mmseg_repvgg.version import __version__
 
 if TYPE_CHECKING:
     from mmseg_repvgg import engine, models, reparam
 
-__all__ = ['__version__', 'engine', 'models', 'reparam']
+__all__ = ['__version__', 'config_path', 'engine', 'models', 'reparam']
 
 registration.install()
 

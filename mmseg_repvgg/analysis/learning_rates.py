@@ -17,8 +17,9 @@ from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.markdown import markdown_table
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
+from mmseg_repvgg.shipped_files import config_path
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo_pspnet_repvgg_a0.py'
+CONFIG = 'demo_pspnet_repvgg_a0.py'
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 """Those of mmseg's schedules."""
 START = 0.001
@@ -81,7 +82,7 @@ def train_curve(curve: Curve, scenes: Path, work_dir: Path) -> Curve:
 
 
 def _config(curve: Curve, scenes: Path) -> Config:
-    cfg = launch.load_config(CONFIG)
+    cfg = launch.load_config(config_path(CONFIG))
     size = (curve.crop, curve.crop)
     cfg.model.data_preprocessor.size = size
     for name in ('train', 'val', 'test'):

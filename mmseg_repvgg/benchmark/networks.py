@@ -23,9 +23,8 @@ from mmseg_repvgg.datasets.demo_scenes import compose_scene
 from mmseg_repvgg.models.backbone import DilatedRepVGG
 from mmseg_repvgg.reparam.equivalence import model_outputs
 from mmseg_repvgg.reparam.rewrites import deployed_copy
+from mmseg_repvgg.shipped_files import config_path
 from mmseg_repvgg.swap_backbone.bases import SCOPE, find_config
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 class Logits(nn.Module):
@@ -186,10 +185,7 @@ def convolution(kernel_size: int, channels: int, size: int, batch: int = 1, **ru
 def _config(name: str) -> Path:
     if name.startswith(SCOPE):
         return find_config(name)
-    path = CONFIGS / name
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} not found: benchmarks run from a checkout of the project')
-    return path
+    return Path(config_path(name))
 
 
 def _paper_network(name: str, calibration_size: int) -> nn.Module:
