@@ -20,31 +20,31 @@ from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.datasets.demo_scenes import DEMO_CLASSES
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.engine.launch import load_config
+from mmseg_repvgg.shipped_files import config_path
 
-CONFIG = Path('configs') / 'demo_pspnet_repvgg_a0.py'
+CONFIG = 'demo_pspnet_repvgg_a0.py'
 STRIP_IMAGES = 4
 
 
-def run_demo(project: Path, work_dir: Path, options: list[str] | None = None) -> dict[str, Any]:
-    """Run all steps of the demo with the project's own tools, and print a summary.
+def run_demo(work_dir: Path, options: list[str] | None = None) -> dict[str, Any]:
+    """Run all steps of the demo with the commands of this package, and print a summary.
 
     A finished demo is not run again; an interrupted training is resumed.
 
     Args:
-        project: The checkout, which holds ``tools`` and ``configs``.
         work_dir: Folder for all results.
-        options: ``--cfg-options`` for all tools.
+        options: ``--cfg-options`` for all commands.
 
     Returns:
         The summary, which is written to ``work_dir/summary.json`` too.
 
     Raises:
-        subprocess.CalledProcessError: If one of the tools fails.
+        subprocess.CalledProcessError: If one of the commands fails.
     """
     work_dir = work_dir.resolve()
     summary_file = work_dir / 'summary.json'
     if not summary_file.is_file():
-        summary = _do_all(project, work_dir, options or [])
+        summary = _do_all(work_dir, options or [])
         with atomic_file(summary_file) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + '\n')
     summary = json.loads(summary_file.read_text())
@@ -52,30 +52,30 @@ def run_demo(project: Path, work_dir: Path, options: list[str] | None = None) ->
     return summary
 
 
-def _do_all(project: Path, work_dir: Path, options: list[str]) -> dict[str, Any]:
-    config, scenes = project / CONFIG, work_dir / 'scenes'
+def _do_all(work_dir: Path, options: list[str]) -> dict[str, Any]:
+    config, scenes = config_path(CONFIG), work_dir / 'scenes'
     data = [
         f'{loader}_dataloader.dataset.data_root={scenes}' for loader in ('train', 'val', 'test')
     ]
     cfg_options = ['--cfg-options', *data, *options]
 
-    def tool(name: str, *args: object) -> float:
-        command = [sys.executable, str(project / 'tools' / name), *map(str, args)]
+    def call(name: str, *args: object) -> float:
+        command = [sys.executable, '-m', 'mmseg_repvgg', name, *map(str, args)]
         print('$', shlex.join(['python', *command[1:]]), flush=True)
         start = time.perf_counter()
         subprocess.run(command, check=True)
         return time.perf_counter() - start
 
-    tool('make_demo_scenes.py', scenes)
+    call('make-demo-scenes', scenes)
     train_dir, fused = work_dir / 'train', work_dir / 'fused.pth'
-    seconds = tool('train.py', config, '--work-dir', train_dir, '--resume', *cfg_options)
+    seconds = call('train', config, '--work-dir', train_dir, '--resume', *cfg_options)
     trained = Path((train_dir / 'last_checkpoint').read_text().strip())
-    tool('deploy_fuse.py', config, trained, fused, *cfg_options)
+    call('fuse', config, trained, fused, *cfg_options)
     unfused = '--cfg-options', *data, *options, 'custom_hooks=[]'
-    tool('test.py', config, trained, '--work-dir', work_dir / 'unfused', *unfused)
+    call('test', config, trained, '--work-dir', work_dir / 'unfused', *unfused)
     predictions = work_dir / 'predictions'
     deployed = fused.with_suffix('.py')
-    tool('test.py', deployed, fused, '--work-dir', work_dir / 'fused', '--out', predictions)
+    call('test', deployed, fused, '--work-dir', work_dir / 'fused', '--out', predictions)
     strip = work_dir / 'strip.png'
     draw_strip(scenes, predictions, strip)
     forms = [
@@ -115,14 +115,14 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def newest_metrics(work_dir: Path) -> dict[str, float]:
-    """The metrics that the last tools/test.py in a work folder wrote.
+    """The metrics that the last test in a work folder wrote.
 
     Raises:
         FileNotFoundError: If there are none.
     """
     found = sorted(work_dir.glob('*/*.json'))
     if not found:
-        raise FileNotFoundError(f'{work_dir} holds no metrics; run tools/test.py first')
+        raise FileNotFoundError(f'{work_dir} holds no metrics; run mmseg-repvgg test first')
     return json.loads(found[-1].read_text())
 
 
@@ -147,7 +147,7 @@ def draw_strip(scenes: Path, predictions: Path, out: Path, count: int = STRIP_IM
 
     Args:
         scenes: The data root; its validation images are used.
-        predictions: Label maps (train ids) that tools/test.py wrote with ``--out``.
+        predictions: Label maps (train ids) that the command test wrote with ``--out``.
         out: The PNG to write.
         count: Number of rows.
     """

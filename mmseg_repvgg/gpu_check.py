@@ -29,9 +29,9 @@ from mmseg_repvgg.benchmark.training import KINDS, backbone
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.reparam.equivalence import compare, difference, model_outputs, tolerance_of
 from mmseg_repvgg.reparam.rewrites import deployed_copy
+from mmseg_repvgg.shipped_files import config_path
 from mmseg_repvgg.version import __version__
 
-PROJECT = Path(__file__).resolve().parents[1]
 SMALL, LARGE = 'demo_pspnet_repvgg_a0.py', 'pspnet_repvgg_b2.py'
 FUSED = ('branches', 'batchnorm')
 REWRITTEN = (*FUSED, 'dilation', 'pyramid')
@@ -138,8 +138,8 @@ def training(check: Check) -> dict[str, Any]:
         length += [f'default_hooks.checkpoint.interval={iterations}']
 
         def tool(title: str, *words: Any, options: Sequence[str] = (), launch: Any = ()) -> None:
-            command = [sys.executable, *launch, str(PROJECT / 'tools' / words[0])]
-            command += [*map(str, words[1:]), '--cfg-options', *options]
+            command = [sys.executable, *launch, '-m', 'mmseg_repvgg', *map(str, words)]
+            command += ['--cfg-options', *options]
             hidden = {} if check.device == 'cuda' else {'CUDA_VISIBLE_DEVICES': ''}
             start = time.perf_counter()
             done = subprocess.run(
@@ -155,8 +155,8 @@ def training(check: Check) -> dict[str, Any]:
                 why = next((line for line in lines[::-1] if 'rror' in line), ' | '.join(lines[-3:]))
                 check.problems.append(f'{title}: exit code {done.returncode}: {why}')
 
-        config = PROJECT / 'configs' / SMALL
-        train = ('train.py', config, '--work-dir')
+        config = config_path(SMALL)
+        train = ('train', config, '--work-dir')
         options = [*data, *length]
         tool('training', *train, 'default', options=options)
         tool('training with AMP', *train, 'amp', '--amp', options=options)
@@ -166,8 +166,8 @@ def training(check: Check) -> dict[str, Any]:
         if check.device == 'cuda':
             tool('training compiled', *train, 'compiled', options=[*options, 'compile=True'])
         trained = f'default/iter_{iterations}.pth'
-        tool('fusing', 'deploy_fuse.py', config, trained, 'fused.pth', options=data)
-        tool('testing the fused model', 'test.py', 'fused.py', 'fused.pth', options=data[2::3])
+        tool('fusing', 'fuse', config, trained, 'fused.pth', options=data)
+        tool('testing the fused model', 'test', 'fused.py', 'fused.pth', options=data[2::3])
     return rows
 
 

@@ -48,7 +48,7 @@ def test_the_newest_metrics_are_read(tmp_path):
 
 def test_a_second_run_only_shows_the_summary(tmp_path, capsys):
     (tmp_path / 'summary.json').write_text(json.dumps(SUMMARY))
-    assert run_demo(tmp_path / 'no project', tmp_path) == SUMMARY
+    assert run_demo(tmp_path) == SUMMARY
     shown = capsys.readouterr().out
     assert shown.strip() == format_summary(SUMMARY).strip()
     assert 'trained in 6.1 min' in shown

@@ -1,19 +1,6 @@
-"""Train, fuse and evaluate on built-in data: ``python tools/demo.py``, or ``make demo``."""
+"""The same as ``mmseg-repvgg demo``."""
 
-import argparse
-from pathlib import Path
-
-from mmseg_repvgg.demo import run_demo
-
-
-def main() -> None:
-    """Parse the options and run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs') / 'demo')
-    parser.add_argument('--cfg-options', nargs='+', default=[], help='key=value, for all tools')
-    args = parser.parse_args()
-    run_demo(Path(__file__).resolve().parents[1], args.work_dir, args.cfg_options)
-
+from mmseg_repvgg.commands.demo import main
 
 if __name__ == '__main__':
     main()
