@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.deploy.fuse import fuse_checkpoint
@@ -126,9 +127,19 @@ def mmseg_tool(name, *words, cwd):
     return scores and json.loads(scores.read_text())
 
 
-def test_mmsegs_own_tools_train_and_test(pairs, tmp_path):
+SPAWN = [
+    '--cfg-options',
+    'env_cfg.mp_cfg.mp_start_method=spawn',
+    'train_dataloader.num_workers=1',
+    'val_dataloader.num_workers=1',
+]
+
+
+@pytest.mark.parametrize('options', [[], pytest.param(SPAWN, marks=pytest.mark.slow)])
+def test_mmsegs_own_tools_train_and_test(pairs, tmp_path, options):
+    """Also with processes for the data that start empty, as on Windows."""
     config, _ = pairs[0]
-    mmseg_tool('train.py', config, '--work-dir', 'work', cwd=tmp_path)
+    mmseg_tool('train.py', config, '--work-dir', 'work', *options, cwd=tmp_path)
     trained = tmp_path / 'work' / 'iter_4.pth'
     scores = mmseg_tool('test.py', config, str(trained), '--work-dir', 'test', cwd=tmp_path)
     assert 0 < scores['mIoU'] <= 100
@@ -137,3 +148,18 @@ def test_mmsegs_own_tools_train_and_test(pairs, tmp_path):
 def test_mmsegs_own_tool_tests_the_fused_form_with_augmentation(pairs, tmp_path):
     scores = mmseg_tool('test.py', *pairs[1], '--work-dir', 'test', '--tta', cwd=tmp_path)
     assert 0 < scores['mIoU'] <= 100
+
+
+def test_mmengine_counts_the_flops(pairs):
+    """As mmseg's get_flops.py does, but without ``input_shape``, which mmengine refuses there."""
+    from mmengine.analysis import get_model_complexity_info
+
+    found = []
+    for config, _ in pairs:
+        model = MODELS.build(launch.load_config(config).model)
+        model.auxiliary_head = None
+        model = revert_sync_batchnorm(model).eval()
+        inputs = model.data_preprocessor(dict(inputs=[torch.rand(3, 64, 128)]))['inputs']
+        found.append(get_model_complexity_info(model, inputs=inputs, show_arch=False))
+        assert found[-1]['params'] == sum(p.numel() for p in model.parameters())
+    assert found[0]['flops'] > found[1]['flops'] > 0
