@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,21 +20,21 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from mmseg_repvgg.analysis.live_bytes import LiveBytes, storage_key
-from mmseg_repvgg.checks import check_integer, check_size
+from mmseg_repvgg.checks import check_integer, check_model, check_size
+from mmseg_repvgg.deploy.describe_model import num_channels
+from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
+from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.engine.data_settings import data_sets
 
 STEPS = 2  # the optimizer has its state from the first step on
 LABEL_ACCURACY = 'mmseg.models.decode_heads.decode_head.accuracy'
-"""mmseg's heads log it with the loss. It selects pixels by values, which fake tensors lack."""
+"""mmseg's heads log it with the loss; what it saves for a backward pass is freed at once."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,60 @@ class Memory:
         )
 
 
+def training_input(
+    cfg: Config, batch: int | None = None, size: Sequence[int] | None = None
+) -> tuple[int, tuple[int, int]]:
+    """Batch per device and size (height, width) of a training, by default the config's.
+
+    Raises:
+        ValueError: If the config has none, or the given ones are wrong.
+    """
+    check_model(cfg)
+    if batch is None:
+        batch = (cfg.get('train_dataloader') or {}).get('batch_size')
+    if size is None:
+        size = (settings_of_preprocessor(cfg) or {}).get('size') or _cropped(cfg)
+    for value, option in ((batch, '--batch'), (size, '--crop')):
+        if value is None:
+            raise ValueError(f'{cfg.filename} trains on no images of one size: give {option}')
+    check_integer('batch', batch, 1)
+    check_size('crop', size)
+    return batch, (size[0], size[1])
+
+
+def _cropped(cfg: Config) -> tuple[int, int] | None:
+    """The size of the last crop in the training pipeline."""
+    for _, settings in data_sets((cfg.get('train_dataloader') or {}).get('dataset')):
+        for transform in reversed(settings.get('pipeline') or ()):
+            size = transform.get('crop_size')
+            if size is None and type_name(transform) == 'RandomResizedCrop':
+                size = transform.get('scale')
+            if size is not None:
+                return (size, size) if isinstance(size, int) else size
+    return None
+
+
+class WorstCase(FakeTensorMode):
+    """Fake tensors on which losses that choose pixels by their values (OHEM) choose all."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer what depends on values: every element is nonzero, every bool True."""
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_zeros((args[0].numel(), args[0].dim()), dtype=torch.long)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype is torch.bool:
+            return True
+        return super().dispatch(func, types, args, kwargs)
+
+
 def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     """Run two training steps of a config's model with fake tensors, which take no memory.
 
-    Heads, losses and optimizer are the config's. Not included are the workspaces of convolutions
-    and other kernels (cuDNN, oneDNN), fragmentation and rounding by the allocator, the CUDA
-    context, buckets of distributed training, and data loading.
+    Heads, losses and optimizer are the config's; see :class:`WorstCase`. Not included are the
+    workspaces of convolutions and other kernels (cuDNN, oneDNN), fragmentation and rounding by the
+    allocator, the CUDA context, buckets of distributed training, and data loading.
 
     Args:
-        cfg: A config of a segmentor.
+        cfg: A config of a segmentor of mmseg or a classifier of mmpretrain.
         batch: Images per device.
         size: Height and width in pixels of the crops.
 
@@ -72,16 +117,17 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     """
     check_integer('batch', batch, 1)
     check_size('size', size)
-    with FakeTensorMode():
+    with WorstCase():
         model, optimizer = _build(cfg)
         held = [*model.parameters(), *model.buffers()]
         try:
             with LiveBytes(held) as live:
                 saved = _train(model, optimizer, batch, size)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except RuntimeError as error:
             raise ValueError(
-                f'the training step of {cfg.filename} depends on values ({error.func}), so '
-                'its memory cannot be estimated without computing it; measure it'
+                f'the training step of {cfg.filename} does not run without values, so its memory '
+                f'cannot be estimated ({" ".join(str(error).split())}); measure it '
+                '(mmseg_repvgg.analysis.memory.measure)'
             ) from error
         return Memory(
             parameters=_bytes(held),
@@ -115,7 +161,7 @@ def measure(cfg: Config, batch: int, size: tuple[int, int]) -> int:
 
 def _build(cfg: Config) -> tuple[nn.Module, Any]:
     """The model, not initialized, in training mode, and its optimizer."""
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     logging.disable(logging.INFO)  # the optimizer logs the settings of every parameter
     try:
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -130,12 +176,9 @@ def _build(cfg: Config) -> tuple[nn.Module, Any]:
 
 def _train(model: Any, optimizer: Any, batch: int, size: tuple[int, int]) -> int:
     """Train for :data:`STEPS`; returns the bytes saved for the last backward pass."""
-    from mmseg.structures import SegDataSample
-
     for _ in range(STEPS):
-        images = torch.zeros(batch, 3, *size)
-        labels = [PixelData(data=torch.zeros(1, *size, dtype=torch.long)) for _ in range(batch)]
-        samples = [SegDataSample(gt_sem_seg=label) for label in labels]
+        images = torch.zeros(batch, num_channels(model), *size)
+        samples = [_labelled(model, size) for _ in range(batch)]
         with _saved_bytes(model) as saved, mock.patch(LABEL_ACCURACY, _no_accuracy):
             loss, _ = model.parse_losses(model(images, samples, mode='loss'))
             total = saved()
@@ -148,6 +191,17 @@ def _train(model: Any, optimizer: Any, batch: int, size: tuple[int, int]) -> int
 
 def _no_accuracy(logits: Tensor, *_args: Any, **_options: Any) -> Tensor:
     return logits.new_zeros(1)
+
+
+def _labelled(model: Any, size: tuple[int, int]) -> Any:
+    """A data sample of class 0, for a segmentor or a classifier."""
+    if not hasattr(model, 'decode_head'):
+        from mmpretrain.structures import DataSample
+
+        return DataSample().set_gt_label(torch.zeros(1, dtype=torch.long))
+    from mmseg.structures import SegDataSample
+
+    return SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *size, dtype=torch.long)))
 
 
 @contextmanager

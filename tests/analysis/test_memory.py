@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmseg_repvgg.analysis.memory import _saved_bytes, estimate, measure
+from mmseg_repvgg.analysis.memory import _saved_bytes, estimate, measure, training_input
 from mmseg_repvgg.engine.launch import load_config
 from tests.common import TINY, segmentor_cfg
 
@@ -61,10 +61,51 @@ def test_the_peak_is_what_the_allocator_gives(with_cp):
     assert estimate(cfg, 16, (97, 129)).peak != pytest.approx(expected, rel=0.05)
 
 
-def test_losses_that_choose_pixels_by_value_are_refused():
-    sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=100)
-    with pytest.raises(ValueError, match='depends on values'):
-        estimate(config(**{'decode_head.sampler': sampler}), 2, (64, 64))
+@pytest.mark.parametrize('thresh', [0.7, None])
+def test_pixels_that_a_loss_chooses_by_value_are_all_chosen(thresh):
+    """As those of images and labels that are 0, on which the real steps run."""
+    sampler = dict(type='OHEMPixelSampler', thresh=thresh, min_kept=10**6)
+    cfg, plain = config(**{'decode_head.sampler': sampler}), estimate(config(), 2, (128, 128))
+    found = estimate(cfg, 2, (128, 128))
+    assert found.peak >= plain.peak
+    assert found.peak == pytest.approx(measure(cfg, 2, (128, 128)), rel=0.05)
+
+
+def test_losses_that_loop_over_the_classes_in_the_labels_are_refused():
+    loss = dict(type='LovaszLoss', loss_weight=1.0, reduction='none')
+    with pytest.raises(ValueError, match='does not run without values'):
+        estimate(config(**{'decode_head.loss_decode': loss}), 2, (64, 64))
+
+
+def test_a_classifier():
+    cfg = load_config(PROJECT / 'configs' / 'imagenet' / 'repvgg_a0_120e.py')
+    assert training_input(cfg) == (32, (224, 224))
+    found = estimate(cfg, 4, (96, 96))
+    assert found.optimizer == found.gradients
+    assert found.peak == pytest.approx(measure(cfg, 4, (96, 96)), rel=0.05)
+
+
+def test_images_of_other_channels():
+    four = estimate(config(**{'backbone.in_channels': 4}), 2, (64, 64))
+    more = four.saved - estimate(config(), 2, (64, 64)).saved
+    assert more == 4 * 2 * 64 * 64  # a float for each pixel of the fourth channel
+
+
+def test_the_input_of_a_training_is_the_configs_or_the_users():
+    cfg = load_config(DEMO)
+    assert training_input(cfg) == (4, (193, 193))
+    assert training_input(cfg, 3, [65, 97]) == (3, (65, 97))
+    cfg.model.data_preprocessor.pop('size')
+    assert training_input(cfg)[1] == (193, 193)  # of its RandomCrop
+    cfg.pop('train_dataloader')
+    with pytest.raises(ValueError, match=r'demo_pspnet_repvgg_a0\.py trains .*: give --batch'):
+        training_input(cfg)
+    with pytest.raises(ValueError, match='give --crop'):
+        training_input(cfg, 1)
+    with pytest.raises(ValueError, match='batch=0 must be an integer, at least 1'):
+        training_input(cfg, 0, (64, 64))
+    with pytest.raises(ValueError, match='has no model'):
+        training_input(Config(dict()))
 
 
 @pytest.mark.parametrize(('batch', 'size'), [(0, (64, 64)), (2, (64, -1))])
