@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmseg_repvgg.checkpoint.input_channels import adapt_stem
 from mmseg_repvgg.checkpoint.names import (
     BACKBONE,
     SCHEMES,
+    WRAPPED,
     explain,
     plain_names,
     prefix_of,
@@ -157,7 +159,7 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     if scheme is None and not found:
         prefix = prefix_of(state)
         hint = (
-            f'. They are after {prefix!r}: give it as the prefix, or at the end of it '
+            f'. They are below {prefix!r}: give it as the prefix '
             f"(init_cfg=dict(type='Pretrained', checkpoint=..., prefix={prefix!r}))"
         )
         raise CheckpointError(
@@ -181,6 +183,32 @@ def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     notes += [adaptation] if adaptation else []
     notes += [f'not loaded: {len(left)} ({preview(left)})'] if left else []
     return '; '.join(notes)
+
+
+def below(prefix: str, state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """Select the weights whose names start with a prefix, and remove it.
+
+    Args:
+        prefix: With or without the dot at its end, as in mmengine. All weights are selected if it
+            is empty, ``backbone.``, which :func:`load_backbone` does not need, or what
+            :func:`~mmseg_repvgg.checkpoint.names.plain_names` removed.
+        state: Tensors by name, from :func:`~mmseg_repvgg.checkpoint.reading.state_dict_of`.
+        source: The name of the weights in messages, such as the file.
+
+    Raises:
+        CheckpointError: If no name starts with it.
+    """
+    given = prefix.rstrip('.') + '.'
+    plain = re.sub(r'^((module|model)\.)+', '', WRAPPED.sub('', given))
+    for start in (given, plain):
+        if start in ('', '.', BACKBONE):
+            return state
+        found = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+        if found:
+            return found
+    raise CheckpointError(
+        f'{source} has no weights below prefix={prefix!r}: its names are {preview(state)}'
+    )
 
 
 def accept_training_weights(model: nn.Module) -> None:

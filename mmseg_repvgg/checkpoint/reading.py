@@ -113,8 +113,8 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """
     state: dict[str, Any] = checkpoint
     for _ in WRAPPERS:
-        inner = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]
-        state = inner[0] if inner else state
+        inner = _wrapped(state)
+        state = state[inner[0]] if inner else state
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         kinds = preview(sorted({type(value).__name__ for value in state.values()}))
@@ -128,6 +128,23 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         return rename({name: tensors[name] for name in plain}, plain.__getitem__)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
+
+
+def passed_over(checkpoint: dict[str, Any]) -> str:
+    """A note on weights that :func:`state_dict_of` passes over, such as averaged ones; or ''."""
+    keys = [key for key in _wrapped(checkpoint) if _has_tensors(checkpoint[key])]
+    if len(keys) < 2:
+        return ''
+    rest = ', '.join(map(repr, keys[1:]))
+    return f'; these are the weights under {keys[0]!r}, the file also has {rest}'
+
+
+def _wrapped(state: dict[str, Any]) -> list[str]:
+    return [key for key in WRAPPERS if isinstance(state.get(key), dict)]
+
+
+def _has_tensors(value: dict[str, Any]) -> bool:
+    return any(isinstance(item, Tensor) for item in value.values())
 
 
 def _first_bytes(file: Path, count: int) -> bytes:

@@ -12,9 +12,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_repvgg.checkpoint.loading import accept_training_weights, load_backbone
-from mmseg_repvgg.checkpoint.names import rename
-from mmseg_repvgg.checkpoint.reading import state_dict_of
+from mmseg_repvgg.checkpoint.loading import accept_training_weights, below, load_backbone
+from mmseg_repvgg.checkpoint.reading import passed_over, state_dict_of
 from mmseg_repvgg.checks import check_integer, check_layer_cfg, check_sequence, is_integer
 from mmseg_repvgg.models.arch import RepVGGArch, get_arch
 from mmseg_repvgg.models.layer import Layer
@@ -178,9 +177,8 @@ class DilatedRepVGG(BaseModule):
         # the last one fills the whole backbone, whatever came before
         source = str(pretrained[-1]['checkpoint'])
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        prefix = pretrained[-1].get('prefix') or ''
-        state = rename(state_dict_of(checkpoint), lambda name: name.removeprefix(prefix))
-        print_log(load_backbone(self, state, source), logger='current')
+        state = below(pretrained[-1].get('prefix') or '', state_dict_of(checkpoint), source)
+        print_log(load_backbone(self, state, source) + passed_over(checkpoint), logger='current')
         self._is_init = True
 
     rewrites = ('branches',)  # from the training form to the fused form

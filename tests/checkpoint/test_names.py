@@ -112,11 +112,29 @@ def test_a_prefix_that_is_needed_is_named_and_works(tmp_path, scheme, prefix):
     state = {prefix + name.removeprefix('backbone.'): value for name, value in named.items()}
     torch.save({'criterion.weight': torch.ones(3), **state}, tmp_path / 'a.pth')
     init_cfg = dict(type='Pretrained', checkpoint=tmp_path / 'a.pth', prefix='')
-    with pytest.raises(CheckpointError, match=f"They are after '{prefix}': give it as the prefix"):
+    with pytest.raises(CheckpointError, match=f"They are below '{prefix}': give it as the prefix"):
         DilatedRepVGG(TINY, init_cfg=init_cfg).init_weights()
     model = DilatedRepVGG(TINY, init_cfg=init_cfg | dict(prefix=prefix))
     model.init_weights()
     assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'prefix', ['teacher.backbone.', 'teacher.backbone', 'module.teacher.backbone']
+)
+def test_the_prefix_selects_one_of_two_models(tmp_path, prefix):
+    """As mmengine's: its dot may be left out, and it is not passed over if it is misspelt."""
+    models = {name: DilatedRepVGG(TINY).state_dict() for name in ('backbone', 'teacher.backbone')}
+    state = {f'module.{m}.{n}': value for m, part in models.items() for n, value in part.items()}
+    torch.save(state, tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    for given, expected in ((prefix, 'teacher.backbone'), ('backbone', 'backbone')):
+        model = DilatedRepVGG(TINY, init_cfg=dict(init_cfg, prefix=given))
+        model.init_weights()
+        for name, value in models[expected].items():
+            assert torch.equal(model.state_dict()[name], value)
+    with pytest.raises(CheckpointError, match="no weights below prefix='techer.backbone.'"):
+        DilatedRepVGG(TINY, init_cfg=dict(init_cfg, prefix='techer.backbone.')).init_weights()
 
 
 # What wrappers of a model add to names.

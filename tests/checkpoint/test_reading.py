@@ -23,6 +23,7 @@ from mmseg_repvgg.checkpoint import (
     torch_file,
     write_checkpoint,
 )
+from mmseg_repvgg.checkpoint.reading import passed_over
 from tests.checkpoint import payloads
 
 WEIGHTS = {'weight': torch.arange(6.0).reshape(2, 3), 'bias': torch.ones(2)}
@@ -220,6 +221,16 @@ def test_state_dict_of_other_forms():
 def test_no_weights(empty):
     with pytest.raises(CheckpointError, match='no weights found: the checkpoint has the keys'):
         state_dict_of(empty)
+
+
+def test_weights_that_are_passed_over_are_named():
+    averaged = {name: value + 1 for name, value in WEIGHTS.items()}
+    both = dict(state_dict_ema=averaged, state_dict=WEIGHTS, epoch=3, model=dict(depth=50))
+    assert state_dict_of(both) == WEIGHTS
+    note = "; these are the weights under 'state_dict', the file also has 'state_dict_ema'"
+    assert passed_over(both) == note
+    for one in (WEIGHTS, dict(model=WEIGHTS), dict(state_dict=WEIGHTS, model=dict(depth=50))):
+        assert passed_over(one) == ''
 
 
 def test_weights_that_are_no_tensors_are_named():
