@@ -213,7 +213,7 @@ def _deployed_config(cfg: Config, rewrites: Sequence[str]) -> Config:
         deployed.pop(key, None)
     hooks = deployed.get('custom_hooks') or []
     deployed['custom_hooks'] = [h for h in hooks if type_name(h) != 'RepVGGDeployHook']
-    scope = cfg.get('default_scope', 'mmseg')
+    scope = cfg.get('default_scope') or 'mmseg'
     model = deployed_config(_writable(model_settings(cfg)), scope, rewrites)
     return Config(dict(deployed, load_from=None, resume=False, model=model))
 

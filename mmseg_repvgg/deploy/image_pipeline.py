@@ -47,7 +47,7 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
     Raises:
         ValueError: If an exported model cannot repeat a transform; names it.
     """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))  # to look up transforms
+    init_default_scope(cfg.get('default_scope') or 'mmseg')  # to look up transforms
     found = Preparation()
     for transform in first_test_set(cfg).get('pipeline') or ():
         found = _add(found, transform, leave_out)

@@ -45,7 +45,7 @@ def build_model(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
     Raises:
         CheckpointError: If the weights do not fit the model.
     """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     model = MODELS.build(model_settings(cfg))
     load_strictly(model, state, source)
     model.eval()

@@ -98,7 +98,7 @@ def swap_backbone(
     if out.resolve() == path.resolve():
         raise ValueError(f'OUT {str(out)!r} is the config itself; give another name')
     row, cfg = get_arch(arch), load_base(path)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
     settings = _backbone_of(cfg)
     replaced = build_backbone(settings)
     old = backbone_maps(replaced, settings)
@@ -119,7 +119,7 @@ def swap_backbone(
     name = f'RepVGG-{arch}' if isinstance(arch, str) else f'a RepVGG of {row.num_blocks} layers'
     header = _header(f'{path.stem} on {name}', config, out, arch, variant, weights)
     _write(out, reference(path, out), header, sections)
-    notes += _model_notes(cfg.model, backbone)
+    notes += _model_notes(cfg, backbone)
     maps = tuple(zip(old, new, strict=True))
     return SwapReport(out, path, settings['type'], maps, tuple(notes))
 
@@ -165,9 +165,9 @@ def _backbone(
     return backbone
 
 
-def _model_notes(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
-    notes = []
-    mean = (model.get('data_preprocessor') or {}).get('mean')
+def _model_notes(cfg: Config, backbone: Mapping[str, Any]) -> list[str]:
+    notes, model = [], cfg.model
+    mean = (model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean')
     if 'init_cfg' not in backbone:
         arch = backbone['arch']
         notes.append(f'no ImageNet weights for {arch}: the backbone is trained from scratch')

@@ -238,11 +238,24 @@ def test_networks_of_another_kind_are_refused(config, reason, tmp_path):
 def test_pure_python_configs_are_refused(tmp_path):
     (tmp_path / 'base.py').write_text(
         'from mmseg.models import EncoderDecoder, FCNHead, ResNet\n'
+        'default_scope = None\n'
         'model = dict(type=EncoderDecoder, backbone=dict(type=ResNet), '
         'decode_head=dict(type=FCNHead))\n'
     )
-    with pytest.raises(CannotSwapError, match='pure Python style'):
-        swap_backbone(tmp_path / 'base.py', tmp_path / 'child.py', 'A0')
+    (tmp_path / 'leaf.py').write_text(
+        'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
+    )
+    for name in ('base.py', 'leaf.py'):
+        with pytest.raises(CannotSwapError, match=f'{name} is written in .* pure Python style'):
+            swap_backbone(tmp_path / name, tmp_path / 'child.py', 'A0')
+
+
+def test_the_mean_of_a_preprocessor_that_is_not_in_the_model_is_compared(tmp_path):
+    preprocessor = "data_preprocessor = dict(type='SegDataPreProcessor', mean=[0.0] * 3)\n"
+    base = f'_base_ = [{str(find_config(FCN))!r}]\nmodel = dict(data_preprocessor=None)\n'
+    (tmp_path / 'base.py').write_text(base + preprocessor)
+    report = swap_backbone(tmp_path / 'base.py', tmp_path / 'child.py', 'A0')
+    assert any("the base's mean [0.0, 0.0, 0.0]" in note for note in report.notes)
 
 
 def schedule_of(folder, schedulers, extra=''):
