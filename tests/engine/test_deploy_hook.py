@@ -177,6 +177,7 @@ class Classifier(BaseModel):
         super().__init__()
         self.backbone = DilatedRepVGG(TINY)
         self.fc = nn.Linear(64, 10)
+        self.register_module('neck', None)  # an optional part that is not there
 
     def forward(self, imgs, labels, mode):
         scores = self.fc(self.backbone(imgs)[-1].mean((2, 3)))
@@ -313,7 +314,7 @@ def test_a_wrong_kernel_stops_the_run_and_the_model_survives(scenes, tmp_path, m
     runner = Runner.from_cfg(runner_cfg(scenes, tmp_path))
     before = runner.model
     with pytest.raises(
-        EquivalenceError, match='RepVGGDeployHook: the rewritten model is not equal'
+        EquivalenceError, match='RepVGGDeployHook: the rewritten .* remove .* from custom_hooks'
     ):
         runner.val()
     monkeypatch.undo()
