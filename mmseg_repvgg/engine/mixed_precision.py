@@ -52,6 +52,11 @@ def set_precision(cfg: Config, amp: bool) -> None:
         return
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
         raise ValueError(f'--amp cannot be combined with optim_wrapper {kind!r}')
+    if not wrapper.get('optimizer'):
+        raise ValueError(
+            '--amp needs an optim_wrapper with one optimizer; for several, leave --amp out and set '
+            'the type of each wrapper in the config: AmpOptimWrapper (GPU), CpuAmpOptimWrapper'
+        )
     if not is_cpu:
         wrapper['type'] = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmseg_repvgg.datasets.seeded import SeededSampler, seed_of
 
@@ -25,6 +25,20 @@ class StepSeedHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Warn if an epoch-based training does not resume at the start of an epoch."""
+        loop: Any = runner.train_loop
+        if not isinstance(loop, EpochBasedTrainLoop):
+            return
+        start = loop.epoch * len(loop.dataloader)
+        if loop.iter != start:
+            runner.logger.warning(
+                f'Resumed after {loop.iter} iterations, but epoch {loop.epoch + 1} starts after '
+                f'{start}: the checkpoint was saved within an epoch, or with another batch size or '
+                'number of processes. The epoch is trained from its start, and schedules that '
+                f'count iterations are {loop.iter - start:+} iterations off'
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Move the data of a resumed iteration-based training to its iteration."""
