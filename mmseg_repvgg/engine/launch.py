@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -46,7 +47,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise FileNotFoundError(f"config {path} not found; the project's configs are in configs/")
     try:
         cfg = Config.fromfile(str(path))
-    except (NameError, SyntaxError, OSError, KeyError) as error:
+    except (NameError, SyntaxError, OSError, KeyError, RuntimeError) as error:
         is_number = getattr(error, 'name', None) in ('inf', 'nan')
         hint = "; Python's infinity is float('inf')" if is_number else ''
         raise ValueError(f'{path} cannot be read as a config: {error}{hint}') from error
@@ -190,6 +191,12 @@ def _build_runner(cfg: Config, required: float, *hooks: Hook) -> Runner:
 
 
 def _set_resume(cfg: Config, resume: bool | str) -> None:
+    if cfg.get('resume') and not resume:
+        warnings.warn(
+            'resume=True of the config has no effect, as in the tools of mmseg: training starts at '
+            'the first step. Add --resume to resume it',
+            stacklevel=3,
+        )
     source = last_complete_checkpoint(cfg) if resume is True else resume or None
     cfg.resume = bool(source)
     if not source:

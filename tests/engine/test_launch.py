@@ -1,14 +1,17 @@
 """Configs as people write them, through launch.train and launch.test."""
 
+import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, TRANSFORMS
+from mmengine.registry import HOOKS, TRANSFORMS, DefaultScope
 
+from mmseg_repvgg.deploy.fuse import fuse_checkpoint
 from mmseg_repvgg.engine import LoadCheckHook, launch
 from mmseg_repvgg.engine.config_types import type_name
 from mmseg_repvgg.engine.data_settings import check_data
@@ -28,7 +31,7 @@ def train(scenes, work_dir, max_iters=4, name='', resume=False, **changes):
     """Without validation; keys are dotted."""
     cfg = runner_cfg(scenes, work_dir, max_iters, val_interval=100, custom_hooks=[])
     cfg.experiment_name = f'{work_dir}{name}{max_iters}'
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict(copy.deepcopy(changes))
     return launch.train(cfg, resume=resume)
 
 
@@ -68,6 +71,48 @@ def test_a_training_without_a_seed_resumes_with_that_of_its_checkpoint(scenes, t
     first = train(scenes, tmp_path, 2, **seedless)
     assert train(scenes, tmp_path, 4, resume=True, **seedless).seed == first.seed
     assert len(losses(tmp_path)) == 4
+
+
+def test_resume_in_a_config_is_not_ignored_in_silence(scenes, tmp_path):
+    cfg = runner_cfg(scenes, tmp_path, 2, resume=True, custom_hooks=[])
+    with pytest.warns(UserWarning, match='resume=True of the config has no effect.*--resume'):
+        assert launch.train(cfg).iter == 2
+
+
+@pytest.mark.parametrize(
+    ('last', 'batch_size', 'said'),
+    [
+        (
+            'iter_4',
+            2,
+            r'Resumed after 4 iterations, but epoch 2 starts after 3: .* \+1 iterations off',
+        ),
+        (
+            'iter_3',
+            2,
+            r'Resumed after 3 iterations, but epoch 1 starts after 0: .* \+3 iterations off',
+        ),
+        (
+            'epoch_1',
+            3,
+            r'Resumed after 3 iterations, but epoch 2 starts after 2: .* \+1 iterations off',
+        ),
+        ('epoch_1', 2, ''),
+    ],
+)
+def test_an_epoch_that_is_trained_again_is_said(scenes, tmp_path, last, batch_size, said):
+    """Six images, in batches of two: three steps an epoch."""
+    changes = {
+        'train_dataloader.sampler': dict(DEFAULT, _delete_=True),
+        'train_cfg': dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2),
+        'default_hooks.checkpoint': dict(interval=1, by_epoch=last.startswith('epoch')),
+    }
+    train(scenes, tmp_path, **changes)
+    changes['train_dataloader.batch_size'] = batch_size
+    train(scenes, tmp_path, name='resumed', resume=str(tmp_path / f'{last}.pth'), **changes)
+    text = ''.join(file.read_text() for file in tmp_path.glob('*/*.log'))
+    assert re.search(said, text)
+    assert ('Resumed after' in text) == bool(said)
 
 
 @TRANSFORMS.register_module(force=True)
@@ -242,6 +287,64 @@ def test_pure_python_configs_are_trained_resumed_and_tested(scenes, tmp_path, fa
     launch.test(dumped, str(work_dir / 'iter_6.pth'), str(tmp_path / 'again'))
 
 
+CHILD = """
+from mmengine.config import read_base
+
+with read_base():
+    from .base import *
+
+from mmseg.models import SegDataPreProcessor
+from mmseg_repvgg.models import DilatedRepVGG
+
+default_scope = None  # as in configs of mmdet
+data_preprocessor = dict(type=SegDataPreProcessor, size=(64, 64), mean=[120.0] * 3, std=[60.0] * 3)
+model.pop('data_preprocessor')
+model.backbone = dict(
+    type=DilatedRepVGG,
+    arch=dict(num_blocks=(1, 1, 2, 1), width_factor=(0.25,) * 4),
+    strides=(2, 2, 1, 1),
+    dilations=(1, 1, 2, 4),
+    norm_cfg=norm_cfg,
+)
+model.decode_head.update(in_channels=128)
+"""
+
+
+def test_a_child_by_read_base_is_trained_tested_and_fused(scenes, tmp_path, family):
+    """It has no scope, and its data preprocessor is not in the model."""
+    file, work_dir = tmp_path / 'child.py', tmp_path / 'work'
+    (tmp_path / 'base.py').write_text(PURE_PYTHON.replace('ROOT', repr(str(scenes))))
+    file.write_text(CHILD)
+    DefaultScope._instance_dict.clear()  # those of earlier tests
+    cfg = Config.fromfile(str(file), lazy_import=True)
+    assert cfg.model.to_dict() == launch.load_config(file).model.to_dict()
+
+    def scores(config, checkpoint):
+        cfg = launch.load_config(config, {'experiment_name': f'{config}{tmp_path}'})
+        return launch.test(cfg, str(checkpoint), str(tmp_path / 'test'))
+
+    runner = launch.train(cfg, str(work_dir))
+    assert len(runner.model.backbone.stage_3) == 2
+    assert runner.model.data_preprocessor.mean.flatten().tolist() == [120] * 3
+    expected = scores(file, work_dir / 'iter_4.pth')
+    fused = tmp_path / 'fused' / 'fused.pth'
+    report = fuse_checkpoint(launch.load_config(file), work_dir / 'iter_4.pth', fused)
+    assert report.counts['branches'] == 6 and report.num_images == 2
+    assert scores(report.config, fused) == pytest.approx(expected, abs=0.05)
+    if family != 'onedl':  # its dumps of such configs name modules without importing them
+        assert scores(work_dir / 'child.py', work_dir / 'iter_4.pth') == expected
+
+
+def test_broken_chains_of_python_configs_are_named(tmp_path):
+    (tmp_path / 'base.py').write_text('import numpy\n')
+    head = 'from mmengine.config import read_base\nwith read_base():\n    '
+    (tmp_path / 'a.py').write_text(f'{head}from .no import *\n')
+    (tmp_path / 'b.py').write_text("_base_ = ['base.py']\n")
+    for name, text in (('a.py', 'no.py not found'), ('b.py', 'inheritance chain must match')):
+        with pytest.raises(ValueError, match=f'{name} cannot be read as a config: .*{text}'):
+            launch.load_config(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ('settings', 'name'),
     [
@@ -269,6 +372,14 @@ def test_predictions_are_kept_with_several_evaluators(scenes, tmp_path):
     assert len(list((tmp_path / 'out').glob('*.png'))) == 3
     with pytest.raises(ValueError, match='test_evaluator has DumpResults. Add'):
         scored(scenes, tmp_path, [dict(type='DumpResults', out_file_path='x.pkl')])
+
+
+def test_amp_is_for_one_optimizer(scenes, tmp_path):
+    cfg = runner_cfg(scenes, tmp_path)
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+    cfg.optim_wrapper = dict(constructor='Several', encoder=wrapper, decoder=wrapper)
+    with pytest.raises(ValueError, match='--amp needs an optim_wrapper with one optimizer'):
+        launch.train(cfg, amp=True)
 
 
 def test_an_exported_model_needs_a_runtime(scenes, tmp_path):
