@@ -135,6 +135,7 @@ def load_from_http(
             raise
         with contextlib.suppress(OSError):  # a cache that cannot be written
             cached.unlink()
+            _url_file(cached).unlink()
         if cached.exists():
             raise
         raise CheckpointError(
