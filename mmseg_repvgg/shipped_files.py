@@ -42,3 +42,24 @@ def config_path(name: str | os.PathLike[str]) -> str:
     if not path.is_file():
         raise FileNotFoundError(f'{name} is not a config of mmseg_repvgg; they are in {folder}')
     return str(path)
+
+
+def find_config(path: str | os.PathLike[str]) -> str:
+    """A config file of the user, or else one that comes with the package.
+
+    Args:
+        path: A file, or what :func:`config_path` takes, with or without ``configs/`` before it.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    text = os.fspath(path)
+    if os.path.isfile(text):
+        return text
+    folder = shipped_folder() / 'configs'
+    shipped = folder / text.removeprefix('configs/')
+    if not shipped.is_file():
+        raise FileNotFoundError(
+            f'config {text} not found: neither a file nor one of the configs in {folder}'
+        )
+    return str(shipped)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mmseg_repvgg import config_path, shipped_files
+from mmseg_repvgg.shipped_files import find_config
 from mmseg_repvgg.version import __version__
 
 PROJECT = Path(__file__).parents[1]
@@ -249,12 +250,28 @@ def test_the_installed_command(site, tmp_path):
     assert '--launcher' in help_text  # what mim train asks for
 
 
+def test_commands_find_a_config_by_name(site, tmp_path):
+    command = ('-m', 'mmseg_repvgg', 'estimate-memory', 'configs/pspnet_repvgg_b2.py', '--batch', 2)
+    assert 'batch 2, crops of 713x713' in run(site, tmp_path, *command)
+
+
 def test_in_a_checkout_the_configs_are_next_to_the_package():
     assert config_path('dropin/fcn_repvgg_a1.py') == str(
         PROJECT / 'configs' / 'dropin' / 'fcn_repvgg_a1.py'
     )
     with pytest.raises(FileNotFoundError, match=r'x\.py is not a config of mmseg_repvgg; they'):
         config_path('x.py')
+
+
+def test_a_file_of_the_user_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = PROJECT / 'configs' / 'pspnet_r50.py'
+    for name in ('pspnet_r50.py', 'configs/pspnet_r50.py'):
+        assert find_config(name) == str(shipped)
+    Path('pspnet_r50.py').touch()
+    assert find_config('pspnet_r50.py') == 'pspnet_r50.py'
+    with pytest.raises(FileNotFoundError, match=r'config pspnet_r5\.py not found: neither a file'):
+        find_config('pspnet_r5.py')
 
 
 def test_a_package_without_its_configs(tmp_path, monkeypatch):

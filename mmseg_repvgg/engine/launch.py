@@ -28,6 +28,7 @@ from mmseg_repvgg.engine.resume import (
     seed_of_checkpoint,
 )
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
+from mmseg_repvgg.shipped_files import find_config
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -36,17 +37,16 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config file and merge ``--cfg-options`` into it.
 
     Args:
-        path: The config file.
+        path: The config file, or the name of one that comes with the package.
         options: Dotted keys and their values.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it or one of its ``_base_`` files is not a config, or an option does not fit.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config {path} not found; the project's configs are in configs/")
+    path = find_config(path)
     try:
-        cfg = Config.fromfile(str(path))
+        cfg = Config.fromfile(path)
     except (NameError, SyntaxError, OSError, KeyError, RuntimeError) as error:
         is_number = getattr(error, 'name', None) in ('inf', 'nan')
         hint = "; Python's infinity is float('inf')" if is_number else ''
