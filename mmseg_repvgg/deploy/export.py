@@ -16,11 +16,13 @@ from mmengine.config import Config
 from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
+from mmseg_repvgg.checks import check_size
 from mmseg_repvgg.deploy.describe_model import describe_model, num_channels
 from mmseg_repvgg.deploy.export_graph import OUTPUTS, trace
 from mmseg_repvgg.deploy.image_pipeline import Preparation, Sample, read_test_pipeline
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor, settings_of_preprocessor
 from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription, weight_files
+from mmseg_repvgg.deploy.tiling import SMALLEST
 from mmseg_repvgg.deploy.verify_export import Match, verify
 from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.reparam.other_families import fuse_method
@@ -29,8 +31,6 @@ from mmseg_repvgg.reparam.rewrites import check_names, deployed_copy, describe
 EXPORTED = ('branches', 'batchnorm', 'dilation', 'pyramid')
 """The rewrites that change an exported graph; the runtime decides about Winograd. No runtime was
 slower with any of them, so all that apply are the default."""
-
-SMALLEST = 32  # pixels
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def export(
     """
     options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _check_format(out, model_format)
+    _check_size(cfg, options.size)
     preparation = read_test_pipeline(cfg, options.leave_out)
     reference, loaded = load_segmentor(cfg, checkpoint)
     sample = Sample.of(cfg, preparation, num_channels(reference))
@@ -148,7 +149,24 @@ def _check_format(out: Path, model_format: str | None) -> str:
             f'OUT {str(out)!r} does not have the suffix of {model_format or "any format"}; it must '
             f'end in {endings}'
         )
+    if out.is_dir():
+        raise ValueError(f'OUT {str(out)!r} is a folder; give the file to write')
     return found
+
+
+def _check_size(cfg: Config, size: Sequence[int] | None) -> None:
+    """Check the chosen size before anything is loaded."""
+    if size is not None:
+        check_size('size', size)
+    elif not _slides(cfg):
+        raise ValueError(
+            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
+        )
+
+
+def _slides(cfg: Config) -> bool:
+    test_cfg = (cfg.get('model') or {}).get('test_cfg') or {}
+    return test_cfg.get('mode') == 'slide'
 
 
 def _size_and_stride(
@@ -163,17 +181,12 @@ def _size_and_stride(
         tested: Height and width of test images; None: not known.
     """
     test_cfg = cfg.model.get('test_cfg') or {}
-    slides = test_cfg.get('mode') == 'slide'
-    if size is None and slides:
-        size = tuple(map(min, test_cfg['crop_size'], tested or test_cfg['crop_size']))
     if size is None:
-        raise ValueError(
-            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
-        )
-    if len(size) != 2 or min(size) < SMALLEST:
+        size = tuple(map(min, test_cfg['crop_size'], tested or test_cfg['crop_size']))
+    if min(size) < SMALLEST:
         raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
     height, width = map(int, size)
-    if not slides:
+    if not _slides(cfg):
         return (height, width), None
     # windows leave no gaps
     return (height, width), (min(height, test_cfg['stride'][0]), min(width, test_cfg['stride'][1]))
@@ -184,7 +197,7 @@ def _notes(
 ) -> Iterator[str]:
     """Say how the file differs from what the config tests."""
     test_cfg = cfg.model.get('test_cfg') or {}
-    tested, slides = sample.tested_size, test_cfg.get('mode') == 'slide'
+    tested, slides = sample.tested_size, _slides(cfg)
     if slides and options.size is None and size != tuple(test_cfg['crop_size']):
         yield (
             f'windows are {size[0]}x{size[1]}, not {test_cfg["crop_size"]}: the test images are '

@@ -12,6 +12,7 @@ from itertools import islice, pairwise, product
 import numpy as np
 
 Pair = tuple[int, int]  # height, width
+SMALLEST = 32  # pixels; side of the smallest images that are exported for
 Network = Callable[[np.ndarray], np.ndarray]  # (N, K, h, w) -> (N, C, h, w) or (N, h, w)
 
 
@@ -42,15 +43,18 @@ def check_fits_window(shape: Sequence[int], size: Pair) -> None:
     Raises:
         ValueError: If it is; names both sizes and the fix.
     """
-    height, width = shape
-    if height < size[0] or width < size[1]:
-        raise ValueError(
-            f'the image of {height}x{width} pixels is smaller than the windows of the exported '
-            f'model, {size[0]}x{size[1]}. mmseg shrinks its windows to the image; a model with a '
-            f'fixed size cannot. Export one for such images with --size {min(height, size[0])} '
-            f'{min(width, size[1])}, or pad them (pad_small_images=True, tools/predict.py '
-            '--pad-small-images), which changes labels near the padding'
-        )
+    (height, width), (window_height, window_width) = shape, size
+    if height >= window_height and width >= window_width:
+        return
+    smaller = min(height, window_height), min(width, window_width)
+    export = f'Export one for such images with --size {smaller[0]} {smaller[1]}, or pad them'
+    raise ValueError(
+        f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
+        f'{window_height}x{window_width}. mmseg shrinks its windows to the image; a model with a '
+        f'fixed size cannot. {export if min(smaller) >= SMALLEST else "Pad it"} '
+        '(pad_small_images=True, tools/predict.py --pad-small-images), which changes labels near '
+        'the padding'
+    )
 
 
 def mean_logits(

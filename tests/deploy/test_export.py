@@ -246,6 +246,10 @@ def test_without_data_a_demo_scene_is_used(segmentor, changes):
     [
         ('m.bin', Options(SIZE), 'must end in .onnx for onnx, .xml for openvino'),
         ('m.onnx', Options(), 'give --size HEIGHT WIDTH'),
+        ('m.onnx', Options((64.5, 64)), r'size=\(64.5, 64\) must be \(height, width\) in pixels'),
+        ('m.onnx', Options(('64', '64')), 'must be .height, width. in pixels, both at least 1'),
+        ('m.onnx', Options((64,)), r'size=\(64,\) must be \(height, width\) in pixels'),
+        ('.', Options(SIZE), 'does not have the suffix of any format'),
         ('m.onnx', Options((8, 64)), r'size=\(8, 64\) must be height and width of at least 32'),
         ('m.onnx', Options(SIZE, rewrites=('pyramids',)), 'name at least one of branches'),
         (
@@ -260,6 +264,17 @@ def test_a_wrong_argument_is_named(segmentor, tmp_path, out, options, text):
     with pytest.raises(ValueError, match=text):
         export(cfg, checkpoint, tmp_path / out, options=options)
     assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_found_before_the_checkpoint_is_read(segmentor, tmp_path):
+    cfg, nowhere = segmentor[0], tmp_path / 'nowhere.pth'
+    with pytest.raises(ValueError, match='give --size HEIGHT WIDTH'):
+        export(cfg, nowhere, tmp_path / 'm.onnx')
+    (tmp_path / 'folder.onnx').mkdir()
+    with pytest.raises(ValueError, match=r"folder\.onnx' is a folder; give the file to write"):
+        export(cfg, nowhere, tmp_path / 'folder.onnx', options=Options(SIZE))
+    with pytest.raises(ValueError, match='the model of the config has no backbone: give the conf'):
+        export(Config(dict()), segmentor[2], tmp_path / 'm.onnx', options=Options(SIZE))
 
 
 def test_a_network_that_cannot_be_exported_is_named(segmentor, tmp_path, monkeypatch):

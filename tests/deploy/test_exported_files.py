@@ -1,5 +1,6 @@
 """The files of an export: where they go, what is left next to them, what they give away."""
 
+import multiprocessing
 import os
 import subprocess
 from pathlib import Path
@@ -31,6 +32,41 @@ def test_a_relative_path(segmentor, tmp_path, monkeypatch, out):
     assert report.path == Path.cwd() / out
     assert names(Path.cwd()) == [os.path.normpath(out), f'{os.path.normpath(out)}.json']
     load_runtime(out)
+
+
+@pytest.mark.parametrize('out', ['-m.mnn', 'new\nline.mnn', 'ü 日本.xml', 'a.b.c.xml'])
+def test_odd_names(segmentor, tmp_path, monkeypatch, out):
+    """MNN's converter is a command; OpenVINO's file has a second one by its side."""
+    cfg, _, checkpoint = segmentor
+    monkeypatch.chdir(tmp_path)
+    export(cfg, checkpoint, out, options=SIZE)
+    second = [out.replace('.xml', '.bin')] if out.endswith('.xml') else []
+    assert names(tmp_path) == sorted([out, f'{out}.json', *second])
+    load_runtime(out)
+
+
+def export_as(cfg, checkpoint, out, side):
+    export(cfg, checkpoint, out, options=Options(size=(side, side)))
+
+
+def test_two_processes_export_to_one_name(segmentor, tmp_path):
+    """One of them wins; if the files of both mixed, their hashes would say so."""
+    cfg, _, checkpoint = segmentor
+    out, spawned = tmp_path / 'm.pt2', multiprocessing.get_context('fork')
+    for _ in range(2):
+        both = [spawned.Process(target=export_as, args=(cfg, checkpoint, out, s)) for s in (33, 40)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        assert [process.exitcode for process in both] == [0, 0]
+        assert names(tmp_path) == ['m.pt2', 'm.pt2.json']
+        try:
+            side = load_runtime(out).info.size[0]
+        except ValueError as error:
+            assert 'describes another model' in str(error)
+        else:
+            assert side in (33, 40)
 
 
 def other_file_system(tmp_path):

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmseg_repvgg.deploy.tiling import mean_strips, nearest_labels, nearest_pixels, window_starts
+from mmseg_repvgg.deploy.tiling import (
+    check_fits_window,
+    mean_strips,
+    nearest_labels,
+    nearest_pixels,
+    window_starts,
+)
 from tests.deploy.networks import by_position
 
 SIZES = [  # image, window, stride
@@ -115,3 +121,17 @@ def test_nearest_labels_by_hand():
     labels = nearest_labels(column, image, (4, 4), (4, 2), batch=2)
     assert labels.dtype == np.int64
     assert labels.tolist() == [[0, 1, 2, 21, 31, 32, 33]] * 4
+
+
+@pytest.mark.parametrize(
+    ('shape', 'advice'),
+    [
+        ((40, 300), 'Export one for such images with --size 40 128, or pad them '),
+        ((1, 1), 'cannot. Pad it '),  # a size that the export would refuse is not suggested
+    ],
+)
+def test_images_smaller_than_a_window_are_refused_with_what_helps(shape, advice):
+    check_fits_window((64, 128), (64, 128))
+    with pytest.raises(ValueError, match=r'smaller than the windows of the exported') as error:
+        check_fits_window(shape, (64, 128))
+    assert advice in str(error.value)
