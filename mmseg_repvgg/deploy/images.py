@@ -68,8 +68,8 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = f'{image.dtype}' if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(
-            f'the image is {what}, not a numpy array of uint8, 0 to 255; convert it, for example '
-            '16 bits with (image // 257).astype(np.uint8)'
+            f'the image is {what}, not a numpy array of uint8, 0 to 255; convert it: 16 bits with '
+            '(image // 257).astype(np.uint8), a PIL image in RGB with np.array(image)[:, :, ::-1]'
         )
     if image.ndim == 2:
         image = image[:, :, None]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import isfile  # False for a name that is too long
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.atomic_files import atomic_file, writable_folder
 from mmseg_repvgg.deploy import images, video
 from mmseg_repvgg.deploy.segmenter import Segmenter
 
@@ -117,7 +119,8 @@ def _predict_images(
     segmenter: Segmenter, files: Sequence[Path], folder: Path, out: Path, opacity: float
 ) -> Report:
     report = Report()
-    for path, target in tqdm(_targets(files, folder, out), unit='image', disable=None):
+    writable_folder(out)  # or every image would fail
+    for path, target in _progress(_targets(files, folder, out), unit='image'):
         try:
             report.written.append(_predict_image(segmenter, path, target, opacity))
         except (ValueError, OSError, RuntimeError, MemoryError, cv2.error) as error:
@@ -126,6 +129,11 @@ def _predict_images(
             text = str(error)
             report.failures.append(text if str(path) in text else f'{path}: {text}')
     return report
+
+
+def _progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
+    """Show progress if the standard error output is a terminal; services may have closed it."""
+    return tqdm(items, disable=True if sys.stderr is None else None, **options)
 
 
 def _targets(files: Sequence[Path], folder: Path, out: Path) -> list[tuple[Path, Path]]:
@@ -168,11 +176,11 @@ def _predict_video(segmenter: Segmenter, source: Path, out: Path, opacity: float
     target = out / f'{source.stem}_overlay{video.suffix_to_write()}'
     if target.resolve() == source.resolve():
         raise ValueError(f'{target} would overwrite the video itself; give another OUT folder')
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     with video.read_video(source) as opened:
 
         def overlays() -> Iterator[np.ndarray]:
-            for frame in tqdm(opened.frames, total=opened.count, unit='frame', disable=None):
+            for frame in _progress(opened.frames, total=opened.count, unit='frame'):
                 yield segmenter.overlay(frame, segmenter(frame), opacity)
 
         count, expected = video.write_video(target, overlays(), opened.rate), opened.count

@@ -7,6 +7,7 @@ the torch runtime.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -124,7 +125,7 @@ class Segmenter:
             ValueError: If it is not an image, is smaller than a window, or the output of the
                 network does not fit ``info``.
         """
-        if not isinstance(image, np.ndarray):
+        if isinstance(image, (str, os.PathLike)):
             image = self.read(image)
         pixels = as_pixels(image, self.info.channels, self.info.color_type)
         stride = self.info.stride

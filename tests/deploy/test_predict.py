@@ -81,6 +81,52 @@ def test_a_folder(segmenter, folder, tmp_path):
     assert str(report).endswith('\n4 of 5 done')
 
 
+def test_odd_names(segmenter, tmp_path):
+    names = ['a b', 'ü 日本', 'back\\slash', 'new\nline', '-dash', '%s{x}', 'q\'uo"te', 'dot.']
+    folder = tmp_path / 'im ages\n'
+    folder.mkdir()
+    content = cv2.imencode('.png', blocks(0))[1].tobytes()
+    for name in names:
+        (folder / f'{name}.png').write_bytes(content)
+    latin = Path(os.fsdecode(b'l\xe9.png'))  # not UTF-8
+    (folder / latin).write_bytes(content)
+    report = predict(segmenter, folder, tmp_path / 'o ut\n')
+    assert len(report.written) == len(names) + 1
+    assert not report.failures
+    for name in (*names, latin.stem):
+        for result in (f'{name}.png', f'{name}_overlay.jpg'):
+            assert (tmp_path / 'o ut\n' / result).is_file(), result
+
+
+def test_links_that_lead_in_a_circle_or_nowhere(segmenter, folder, tmp_path):
+    (folder / 'again').symlink_to(folder)
+    (folder / 'gone.png').symlink_to('nowhere')
+    assert len(predict(segmenter, folder, tmp_path / 'out').written) == 4
+
+
+def test_the_error_output_may_be_closed(segmenter, folder, tmp_path, monkeypatch):
+    """As in a service: Python then has no ``sys.stderr``."""
+    monkeypatch.setattr(sys, 'stderr', None)
+    assert len(predict(segmenter, folder, tmp_path / 'out').written) == 4
+    make_video(tmp_path / 'street.avi', 2)
+    assert predict(segmenter, tmp_path / 'street.avi', tmp_path / 'out').written
+
+
+@pytest.mark.parametrize('source', ['images', 'images/a.png', 'street.avi'])
+def test_where_nothing_can_be_written_no_image_is_tried(segmenter, folder, tmp_path, source):
+    make_video(tmp_path / 'street.avi', 2)
+    out = folder / 'notes.txt' / 'out'
+    with pytest.raises(NotADirectoryError, match='the folder .*out cannot be made: Not'):
+        predict(segmenter, tmp_path / source, out)
+    assert not segmenter.network.inputs
+
+
+def test_a_list_of_images_is_no_image(segmenter, folder, tmp_path):
+    (tmp_path / 'list.txt').write_text(str(folder / 'a.png'))
+    (failure,) = predict(segmenter, tmp_path / 'list.txt', tmp_path / 'out').failures
+    assert 'list.txt is not an image that OpenCV reads' in failure
+
+
 def test_results_in_the_folder_are_not_taken_for_images(segmenter, folder):
     for _ in range(2):
         assert len(predict(segmenter, folder, folder / 'out').written) == 4
@@ -288,5 +334,10 @@ def test_the_tool_imports_nothing_heavy_and_tells_success_by_its_exit_code(folde
     assert (code, heavy) == (1, [])
     assert lines[0].startswith(f'failed: {folder / "broken.png"} is not an image')
     assert lines[1:] == ['0 of 1 done']
+    make_video(folder / 'cut.avi', 20)
+    whole = (folder / 'cut.avi').read_bytes()
+    (folder / 'cut.avi').write_bytes(whole[: len(whole) // 2])
+    code, _, lines = call('x.onnx', folder / 'cut.avi', 'bad', cwd=folder.parent)
+    assert (code, lines[0].split(' is ')[1][:10]) == (1, 'incomplete')
     code, _, _ = call('x.onnx', 'nowhere', 'out', cwd=folder.parent)
     assert code == 'predict: error: nowhere not found; give an image, a folder or a video'

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from mmseg_repvgg.deploy.segmenter import Segmenter
@@ -120,11 +121,37 @@ def test_files_are_read_as_mmseg_reads_them(tmp_path):
         (np.zeros((3, 8, 12), np.uint8), r'shape \(3, 8, 12\); it must be \(H, W, 3\)'),
         (np.zeros((1, 8, 12, 3), np.uint8), r'shape \(1, 8, 12, 3\)'),
         (np.zeros(8, np.uint8), r'shape \(8,\)'),
+        (Image.new('RGB', (12, 8)), 'the image is Image, .* a PIL image in RGB with np.array'),
+        (torch.zeros(3, 8, 12), 'the image is Tensor, not a numpy array'),
+        ([np.zeros((8, 12, 3), np.uint8)], 'the image is list, not a numpy array'),
+        (None, 'the image is NoneType, not a numpy array'),
     ],
 )
 def test_other_arrays_are_refused(image, text):
     with pytest.raises(ValueError, match=text):
         Segmenter(FakeNetwork(brightest_channel))(image)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'suffix'),
+    [('P', 'png'), ('P', 'gif'), ('LA', 'png'), ('1', 'png'), ('RGBA', 'webp'), ('CMYK', 'jpg')],
+)
+def test_files_of_other_colour_modes_have_the_colours_that_pillow_reads(tmp_path, mode, suffix):
+    path, colours = tmp_path / f'x.{suffix}', Image.fromarray(draw(8, 12))
+    frames = [colours.rotate(180).convert(mode)] if suffix == 'gif' else []  # animated
+    more = dict(save_all=True, append_images=frames) if frames else {}
+    colours.convert(mode).save(path, **({'lossless': True} if suffix == 'webp' else more))
+    network = FakeNetwork(brightest_channel)
+    Segmenter(network)(path)
+    expected = np.asarray(Image.open(path).convert('RGB'))[..., ::-1].transpose(2, 0, 1)
+    assert np.abs(network.inputs[0][0] - expected).max() <= 1
+    assert expected.std() > 10
+
+
+def test_one_pixel_is_labelled(tmp_path):
+    network = FakeNetwork(brightest_channel)
+    assert Segmenter(network)(np.uint8([[[0, 9, 0]]])).tolist() == [[1]]
+    assert network.inputs[0].shape == (1, 3, 8, 12)
 
 
 @pytest.mark.parametrize('content', [b'', b'not an image', b'\x89PNG\r\n\x1a\n'])
