@@ -9,6 +9,8 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 DEMO = PROJECT / 'configs' / 'demo_pspnet_repvgg_a0.py'
+RUNTIME = PROJECT / 'configs' / '_base_' / 'default_runtime.py'
+CLASSIFIER = PROJECT / 'configs' / 'imagenet' / 'repvgg_a0_120e.py'
 
 # A0 at 512x256 takes minutes; nothing but sizes is changed
 SMALL = [
@@ -107,9 +109,19 @@ def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_pat
         ('deploy_fuse.py', [DEMO, 'a.pth', 'out.onnx'], 'must end in .pth'),
         ('export.py', [DEMO, 'a.pth', 'out.onnx'], 'give --size HEIGHT WIDTH'),
         ('test.py', [DEMO, 'x.mnn', '--runtime', 'mnn'], 'x.mnn not found: an exported model is'),
+        ('test.py', [RUNTIME, 'x.mnn', '--runtime', 'mnn'], 'default_runtime.py has no model: giv'),
+        ('test.py', [CLASSIFIER, 'x.mnn', '--runtime', 'mnn'], 'has no decode_head: only segment'),
+        ('estimate_memory.py', [DEMO, '--batch', 0], 'batch=0 must be an integer, at least 1'),
+        ('estimate_memory.py', [RUNTIME], 'default_runtime.py has no model: give the config of'),
+        ('deploy_fuse.py', [DEMO, 'a.pth', 'o.pth', '--device', 'tpu'], "device='tpu': PyTorch "),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(tool, args, text, tmp_path):
     log = call(tool, *args, cwd=tmp_path, code=1)
     assert text in log
     assert 'Traceback' not in log
+
+
+def test_a_device_without_a_runtime_is_refused(tmp_path):
+    log = call('test.py', DEMO, 'x.pth', '--device', 'cuda', cwd=tmp_path, code=2)
+    assert '--device needs --runtime; a checkpoint runs on the GPU if there is one' in log

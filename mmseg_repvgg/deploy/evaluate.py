@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.registry import MODELS
 from mmseg.models.segmentors.base import BaseSegmentor
 from torch import Tensor
 
+from mmseg_repvgg.checks import check_model
 from mmseg_repvgg.deploy.image_pipeline import first_test_set
 from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
 from mmseg_repvgg.deploy.runtimes import load_runtime
@@ -131,7 +133,7 @@ def test_exported(
     """Evaluate an exported model on the config's test set.
 
     Args:
-        cfg: The config of the checkpoint that was exported.
+        cfg: The config of the checkpoint that was exported, which stays as it is.
         path: The exported file.
         runtime: As in :func:`load_runtime`.
         device: Device of the runtime.
@@ -149,8 +151,15 @@ def test_exported(
             'an exported model is evaluated by one process and without augmentation: --runtime '
             'cannot be combined with --tta or --launcher'
         )
+    check_model(cfg)
+    cfg = copy.deepcopy(cfg)
     preprocessor = settings_of_preprocessor(cfg) or {}
-    heads = cfg.model.decode_head
+    heads = cfg.model.get('decode_head')
+    if not heads:
+        raise ValueError(
+            f'model type {type_name(cfg.model)!r} of {cfg.filename} has no decode_head: only '
+            'segmentors can be exported and evaluated by --runtime'
+        )
     last = heads[-1] if isinstance(heads, list) else heads
     pipeline = first_test_set(cfg).get('pipeline') or ()
     settings = dict(
