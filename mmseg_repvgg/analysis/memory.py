@@ -68,9 +68,9 @@ def training_input(
         batch = (cfg.get('train_dataloader') or {}).get('batch_size')
     if size is None:
         size = (settings_of_preprocessor(cfg) or {}).get('size') or _cropped(cfg)
-    for value, option in ((batch, '--batch'), (size, '--crop')):
-        if value is None:
-            raise ValueError(f'{cfg.filename} trains on no images of one size: give {option}')
+    if batch is None or size is None:
+        option = '--batch' if batch is None else '--crop'
+        raise ValueError(f'{cfg.filename} does not say what it trains on: give {option}')
     check_integer('batch', batch, 1)
     check_size('crop', size)
     return batch, (size[0], size[1])
@@ -88,7 +88,7 @@ def _cropped(cfg: Config) -> tuple[int, int] | None:
     return None
 
 
-class WorstCase(FakeTensorMode):
+class AllChosen(FakeTensorMode):
     """Fake tensors on which losses that choose pixels by their values (OHEM) choose all."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,7 +103,7 @@ class WorstCase(FakeTensorMode):
 def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     """Run two training steps of a config's model with fake tensors, which take no memory.
 
-    Heads, losses and optimizer are the config's; see :class:`WorstCase`. Not included are the
+    Heads, losses and optimizer are the config's; see :class:`AllChosen`. Not included are the
     workspaces of convolutions and other kernels (cuDNN, oneDNN), fragmentation and rounding by the
     allocator, the CUDA context, buckets of distributed training, and data loading.
 
@@ -117,7 +117,7 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     """
     check_integer('batch', batch, 1)
     check_size('size', size)
-    with WorstCase():
+    with AllChosen():
         model, optimizer = _build(cfg)
         held = [*model.parameters(), *model.buffers()]
         try:

@@ -98,7 +98,7 @@ def test_the_input_of_a_training_is_the_configs_or_the_users():
     cfg.model.data_preprocessor.pop('size')
     assert training_input(cfg)[1] == (193, 193)  # of its RandomCrop
     cfg.pop('train_dataloader')
-    with pytest.raises(ValueError, match=r'demo_pspnet_repvgg_a0\.py trains .*: give --batch'):
+    with pytest.raises(ValueError, match=r'demo_pspnet_repvgg_a0\.py does not .*: give --batch'):
         training_input(cfg)
     with pytest.raises(ValueError, match='give --crop'):
         training_input(cfg, 1)
