@@ -1,6 +1,7 @@
 """tools/export.py's work: files that every runtime runs as PyTorch does, or nothing at all."""
 
 import hashlib
+import sys
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmseg_repvgg.checkpoint import CheckpointError
+from mmseg_repvgg.commands import export as command
 from mmseg_repvgg.deploy import export as export_module
 from mmseg_repvgg.deploy import verify_export as verify_module
 from mmseg_repvgg.deploy.export import Options, export, odd_size
@@ -301,3 +303,13 @@ def test_the_description_survives_a_round_trip(exported):
     assert report.info.mean == pytest.approx(MEAN)
     assert report.info.std == pytest.approx(STD)
     assert report.info.to_rgb
+
+
+@pytest.mark.parametrize('option', ['--format', '--runtime'])
+def test_the_format_by_its_option_and_by_the_old_name(monkeypatch, option):
+    formats = []
+    monkeypatch.setattr(command, 'export', lambda *args: formats.append(args[3]))
+    monkeypatch.setattr(command.launch, 'load_config', lambda *_: None)
+    monkeypatch.setattr(sys, 'argv', ['export', 'c.py', 'a.pth', 'm.mnn', option, 'mnn'])
+    command.main()
+    assert formats == ['mnn']

@@ -1,5 +1,8 @@
 """Which ONNX files the check for TensorRT lets pass."""
 
+import re
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -59,3 +62,11 @@ def test_opsets_and_other_domains_are_named(tmp_path):
         check_tensorrt(save(tmp_path / 'm.onnx', relu, opset=21))
     with pytest.raises(ValueError, match='operators of com.microsoft'):
         check_tensorrt(save(tmp_path / 'm.onnx', relu, opset=1, domain='com.microsoft'))
+
+
+def test_the_documented_commands_have_no_option_that_tensorrt_11_lacks():
+    text = (Path(__file__).parents[2] / 'docs' / 'deploy.md').read_text()
+    commands = re.findall(r'^trtexec .*(?:\\\n.*)*', text, re.MULTILINE)
+    assert len(commands) == 3
+    assert not [command for command in commands if '--fp16' in command]
+    assert 'half precision in TensorRT 10: --fp16. TensorRT 11 takes every type from the f' in text
