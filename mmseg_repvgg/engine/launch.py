@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from inspect import signature
@@ -68,7 +69,7 @@ def train(
     """Train what a config describes.
 
     Args:
-        cfg: The config.
+        cfg: The config, which stays as it is.
         work_dir: Where logs and checkpoints go; by default the config's, or
             ``work_dirs/<config name>``.
         resume: True: from the last complete checkpoint in the work folder, if any; a path: from
@@ -83,6 +84,7 @@ def train(
         FileNotFoundError: If a data folder is missing.
         ValueError: If the config is that of a fused model, or ``amp`` cannot be used.
     """
+    cfg = copy.deepcopy(cfg)
     check_model(cfg)
     if type_name(cfg.model) == 'DeployedModel':
         raise ValueError(
@@ -113,7 +115,7 @@ def test(
     """Evaluate a checkpoint on the config's test set.
 
     Args:
-        cfg: The config.
+        cfg: The config, which stays as it is.
         checkpoint: The weights; None for a model that has its own.
         work_dir: Where logs and metrics go; as in :func:`train`.
         out: Folder for the predicted label maps.
@@ -135,6 +137,7 @@ def test(
             f'{checkpoint} is an exported model: choose its runtime (tools/test.py --runtime), or '
             'give the checkpoint it was exported from'
         )
+    cfg = copy.deepcopy(cfg)
     check_model(cfg)
     _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'test_dataloader')

@@ -179,6 +179,22 @@ def test_hooks_of_the_config_are_not_registered_again(scenes, tmp_path, times):
     assert found[0] == found[1] and found[0][1] == ['iter_4.pth']
 
 
+def test_a_config_can_be_used_again(scenes, tmp_path):
+    cfg = runner_cfg(scenes, tmp_path, 2, custom_hooks=[], optim_wrapper=dict(clip_grad=None))
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.01)
+    cfg.tta_model = dict(type='SegTTAModel')
+    flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
+    views = [flips, [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]]
+    cfg.tta_pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='TestTimeAug', transforms=views),
+    ]
+    before = copy.deepcopy(cfg)
+    launch.train(cfg, amp=True)
+    launch.test(cfg, str(tmp_path / 'iter_2.pth'), tta=True, out=str(tmp_path / 'out'))
+    assert cfg.to_dict() == before.to_dict()
+
+
 def test_the_share_of_weights_that_a_config_requires_is_for_training(scenes, tmp_path):
     hooks = [dict(type='LoadCheckHook', required=0.1)]
 
