@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.checks import check_size, is_integer
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'mnn': '.mnn', 'torch': '.pt2'}
 """Formats of exported models and their file suffixes."""
@@ -27,7 +28,7 @@ class ModelDescription:
     Fields with a default were added later: files of older versions do not have them.
 
     Raises:
-        ValueError: If ``mean`` or ``std`` is wrong.
+        ValueError: If ``mean``, ``std``, ``size`` or a colour is wrong.
     """
 
     format: str  # one of FORMATS
@@ -62,6 +63,10 @@ class ModelDescription:
                 )
         if 0 in self.std:
             raise ValueError(f'std={self.std} must not be 0: images are divided by it')
+        check_size('size', self.size)
+        for colour in self.palette:
+            if len(colour) != 3 or not all(is_integer(c, 0) and c < 256 for c in colour):
+                raise ValueError(f'{colour} of the palette must be red, green, blue: 0 to 255')
 
     @property
     def num_outputs(self) -> int:
@@ -94,8 +99,8 @@ class ModelDescription:
         for file in (Path(model), path):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f'{file} not found: an exported model is the file that tools/export.py wrote '
-                    'and the .json next to it; keep them together'
+                    f'{file} not found: an exported model is the file that mmseg-repvgg export '
+                    'wrote and the .json next to it; keep them together'
                 )
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
@@ -103,7 +108,7 @@ class ModelDescription:
             description = cls(**{name: _to_tuple(values[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f'{path} is not what tools/export.py writes next to a model ({error!r}); '
+                f'{path} is not what mmseg-repvgg export writes next to a model ({error!r}); '
                 'export again'
             ) from error
         if description.model_sha256 and description.model_sha256 != _hash(model):

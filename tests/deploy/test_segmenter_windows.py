@@ -52,11 +52,11 @@ def test_windows_equal_mmsegs_slide_inference(size, inside):
     assert len(np.unique(expected)) > 1
 
 
-@pytest.mark.parametrize('size', [(7, 30), (20, 11), (3, 4)])
+@pytest.mark.parametrize('size', [(39, 60), (50, 47), (33, 34)])
 def test_an_image_smaller_than_a_window_is_refused(size):
     """mmseg shrinks its windows, which a network of a fixed size cannot."""
-    segmenter = Segmenter(FakeNetwork(by_position, stride=(5, 8), **FOUR))
-    fitting = f'--size {min(size[0], 8)} {min(size[1], 12)}'
+    segmenter = Segmenter(FakeNetwork(by_position, size=(40, 48), stride=(20, 20), **FOUR))
+    fitting = f'--size {min(size[0], 40)} {min(size[1], 48)}'
     with pytest.raises(ValueError, match=f'{size[0]}x{size[1]} pixels is smaller .* {fitting}'):
         segmenter(draw(*size))
 
@@ -140,12 +140,16 @@ def test_other_channels_reach_the_network(channels, color_type, image, stride):
     ('values', 'text'),
     [
         (dict(std=(1, 0, 1)), 'must not be 0'),
+        (dict(size=(64, 'x')), r"size=\(64, 'x'\) must be \(height, width\) in pixels"),
+        (dict(palette=((0, 0, 300),)), r'\(0, 0, 300\) of the palette must be red, green'),
+        (dict(palette=((0, 0.5, 3),)), 'of the palette must be red'),
+        (dict(palette=((1, 2),)), 'of the palette must be red'),
         (dict(std=(1, float('nan'), 1)), 'std=.* must be 3 finite numbers'),
         (dict(mean=(1, float('inf'), 1)), 'mean=.* must be 3 finite numbers'),
         (dict(mean=(1,)), 'mean=.* must be 3 finite numbers'),
     ],
 )
-def test_a_normalisation_that_no_model_has_is_refused(values, text):
+def test_a_description_that_no_model_has_is_refused(values, text):
     with pytest.raises(ValueError, match=text):
         FakeNetwork(brightest_channel, **values)
 
