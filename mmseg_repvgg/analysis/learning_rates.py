@@ -135,10 +135,10 @@ def read_curves(folder: Path) -> list[Curve]:
             curves.append(Curve(**json.loads(path.read_text(encoding='utf-8'))))
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(
-                f'{path} is not a curve of tools/learning_rates.py ({error!r})'
+                f'{path} is not a curve of mmseg-repvgg learning-rates ({error!r})'
             ) from error
     if not curves:
-        raise ValueError(f'{folder} holds no curves; train some with tools/learning_rates.py')
+        raise ValueError(f'{folder} holds no curves; train some with mmseg-repvgg learning-rates')
     return sorted(curves, key=lambda c: (c.learning_rate, c.warm_up, c.seed))
 
 

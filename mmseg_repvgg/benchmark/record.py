@@ -64,7 +64,8 @@ class Record:
             rows = [Row(**row) for row in values.pop('rows')]
             return cls(**values, rows=rows)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{path} is not a record of tools/benchmark.py ({error!r})') from error
+            text = f'{path} is not a record of mmseg-repvgg benchmark ({error!r})'
+            raise ValueError(text) from error
 
     @property
     def groups(self) -> dict[str, list[Row]]:
@@ -137,7 +138,7 @@ def make_record(benchmark: str, rows: Sequence[Row], protocol: Protocol) -> Reco
     """Collect rows with the machine, versions and settings that they depend on."""
     return Record(
         benchmark=benchmark,
-        command=shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
+        command=shlex.join(['mmseg-repvgg', 'benchmark', *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         commit=_commit(),
         machine=_machine(),

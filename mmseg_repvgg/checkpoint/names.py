@@ -204,7 +204,7 @@ def _refuse_variants(names: Iterable[str], to: str) -> None:
         if in_block and (split is None or split[2] not in TENSORS):
             raise ValueError(
                 f'{name} belongs to a variant of the RepVGG block, and the scheme {to!r} has no '
-                'name for it; fuse the weights first (tools/deploy_fuse.py), then translate them'
+                'name for it; fuse the weights first (mmseg-repvgg fuse), then translate them'
             )
 
 
@@ -296,12 +296,12 @@ def explain(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     elif model.form == 'training' and weights.form == 'deploy':
         fix = (
             'Fused weights have no branches to train: give the training checkpoint they were made '
-            'from; to evaluate them, give the config written next to them (python tools/test.py '
+            'from; to evaluate them, give the config written next to them (mmseg-repvgg test '
             'FUSED.py FUSED.pth), or build the backbone fused (--cfg-options '
             'model.backbone.deploy=True)'
         )
     elif model.form == 'deploy' and weights.form == 'training':
-        fix = 'Fuse them: python tools/deploy_fuse.py TRAINING_CONFIG CHECKPOINT OUT.pth'
+        fix = 'Fuse them: mmseg-repvgg fuse TRAINING_CONFIG CHECKPOINT OUT.pth'
     elif any(weights.classes.get(h, count) != count for h, count in model.classes.items()):
         fix = 'Give the number of classes: --cfg-options ' + ' '.join(
             f'model.{head}.num_classes={count}' for head, count in weights.classes.items()

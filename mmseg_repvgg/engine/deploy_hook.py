@@ -70,7 +70,7 @@ class RepVGGDeployHook(Hook):
             raise ValueError(
                 'RepVGGDeployHook cannot fuse under FSDP, where each process holds shards of the '
                 'weights. Take it out of custom_hooks, and fuse the trained checkpoint with '
-                'tools/deploy_fuse.py'
+                'mmseg-repvgg fuse'
             )
 
     def before_train(self, runner: Runner) -> None:

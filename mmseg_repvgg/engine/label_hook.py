@@ -20,8 +20,8 @@ SHOWN = 5
 BATCHES_BEFORE_WARNING = 10
 """Training batches after which the hook warns if all labels are 0 or ignored."""
 FIX = (
-    'Convert the labels (Cityscapes: tools/prepare_cityscapes.py --force), or set num_classes and '
-    'ignore_index of the heads and ignore_index of the evaluators'
+    'Convert the labels (Cityscapes: mmseg-repvgg prepare-cityscapes PATH --force), or set '
+    'num_classes and ignore_index of the heads and ignore_index of the evaluators'
 )
 
 

@@ -106,7 +106,7 @@ class RepVGGBlock(BaseModule):
             raise RuntimeError(
                 'this RepVGG backbone is in fused (deploy) form and in training mode. For '
                 'inference call model.eval() first. To train, build it with deploy=False, load '
-                'training-form weights, and fuse afterwards with tools/deploy_fuse.py'
+                'training-form weights, and fuse afterwards with mmseg-repvgg fuse'
             )
         out = self.branch_reparam(x) if self.deploy else self._add_branches(x)
         return self.act(self.se_layer(out))

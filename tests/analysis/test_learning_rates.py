@@ -41,7 +41,7 @@ def test_files(tmp_path):
     plot([other, CURVE], tmp_path / 'curves.png')
     assert cv2.imread(str(tmp_path / 'curves.png')).shape[0] > 100
     (tmp_path / 'out' / 'x.json').write_text('{}')
-    with pytest.raises(ValueError, match=r'x\.json is not a curve of tools/learning_rates\.py'):
+    with pytest.raises(ValueError, match=r'x\.json is not a curve of mmseg-repvgg learning-rates'):
         read_curves(tmp_path / 'out')
     with pytest.raises(ValueError, match='holds no curves'):
         read_curves(tmp_path)

@@ -83,7 +83,7 @@ def test_a_record_survives_its_file(tmp_path):
     assert record.versions['torch']
     assert len(record.commit or 'x' * 40) >= 40
     (tmp_path / 'other.json').write_text('{"rows": 3}')
-    with pytest.raises(ValueError, match='is not a record of tools/benchmark.py'):
+    with pytest.raises(ValueError, match='is not a record of mmseg-repvgg benchmark'):
         Record.read(tmp_path / 'other.json')
 
 

@@ -256,7 +256,7 @@ def test_other_weights_are_described():
     [
         (weights('A0'), weights('B1g2'), 'model.backbone.arch=B1g2'),
         (weights('A0'), weights('A0', deploy=True), 'model.backbone.deploy=True'),
-        (weights('A0', deploy=True), weights('A0'), 'python tools/deploy_fuse.py'),
+        (weights('A0', deploy=True), weights('A0'), 'mmseg-repvgg fuse TRAINING'),
         (weights('A0', classes=19), weights('A0', classes=7), 'model.head.num_classes=7'),
         (weights('A0'), {'conv1.weight': torch.zeros(1)}, 'Give weights of a RepVGG'),
         ({'conv1.weight': torch.zeros(1)}, weights('A0'), 'the config that the weights were'),

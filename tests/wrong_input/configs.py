@@ -83,6 +83,6 @@ for name, call, parts in [
 ]:  # fmt: skip
     CASES.add(name, call, ValueError, *parts)
 CASES.add('no config', lambda g: launch.load_config(g.folder / 'no.py'), FileNotFoundError,
-          "no.py not found; the project's configs are in configs/")  # fmt: skip
+          "no.py not found: neither a file nor one of the configs in")  # fmt: skip
 CASES.add('no data', lambda g: launch.train(changed(g, **{ROOT: 'no'})), FileNotFoundError,
           "data_root 'no' is not a folder", '--cfg-options train_dataloader')  # fmt: skip

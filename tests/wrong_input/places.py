@@ -32,7 +32,7 @@ def exported(given, text: bytes):
     return ModelDescription.read(given.file(b'x', 'm.onnx'))
 
 
-AGAIN = ('m.onnx.json is not what tools/export.py writes', 'export again')
+AGAIN = ('m.onnx.json is not what mmseg-repvgg export writes', 'export again')
 for name, text in [
     ('description cut short', b'{"format":'),
     ('description of something else', json.dumps(dict(format='onnx')).encode()),

@@ -38,7 +38,7 @@ def load_runtime(
     """Load an exported model and the description next to it.
 
     Args:
-        path: The file that tools/export.py wrote.
+        path: The file that the command export wrote.
         runtime: One of :data:`RUNTIMES`; by default the first installed that reads the file.
         threads: How many threads a call uses; None: the runtime chooses.
         **options: See ``load`` of the runtime's class, such as ``device`` (by default ``'cpu'``)
@@ -68,7 +68,7 @@ def load_runtime(
     if name not in able:
         raise ValueError(
             f'{name} cannot read {path}, a model of the format {info.format!r}; use '
-            f'{" or ".join(able)}, or export again: tools/export.py ... '
+            f'{" or ".join(able)}, or export again: mmseg-repvgg export ... '
             f'OUT{FORMATS[kind.formats[0]]}'
         )
     if threads is not None and threads < 1:
