@@ -89,7 +89,7 @@ def train(
     if type_name(cfg.model) == 'DeployedModel':
         raise ValueError(
             f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
-            'the config it was fused from, and fuse afterwards with tools/deploy_fuse.py'
+            'the config it was fused from, and fuse afterwards with mmseg-repvgg fuse'
         )
     _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
@@ -134,8 +134,8 @@ def test(
     """
     if checkpoint is not None and Path(f'{checkpoint}.json').is_file():
         raise ValueError(
-            f'{checkpoint} is an exported model: choose its runtime (tools/test.py --runtime), or '
-            'give the checkpoint it was exported from'
+            f'{checkpoint} is an exported model: choose its runtime (--runtime), or give the '
+            'checkpoint it was exported from'
         )
     cfg = copy.deepcopy(cfg)
     check_model(cfg)
