@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(CONFIGS.glob('*.py'))
-PAPER = [p for p in LEAVES if not p.name.startswith('demo_')]
+PAPER = [p for p in LEAVES if p.name.startswith('pspnet_')]
 
 # Table 8: mIoU, pixel accuracy, images/s
 TABLE_8 = {
