@@ -80,7 +80,13 @@ class ExportedModel(BaseSegmentor):
         self.runtime, self.info = loaded, info
         self.align_corners = align_corners
         self.out_channels = info.num_outputs
-        self.decode_head = SimpleNamespace(threshold=info.threshold)  # mmseg reads it there
+        self.decode_head = SimpleNamespace(  # what mmseg, and the checks of the labels, read there
+            threshold=info.threshold,
+            num_classes=len(info.classes),
+            out_channels=info.num_outputs,
+            ignore_index=255,
+            loss_decode=(),
+        )
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
         """(N, C, H, W) from the data preprocessor -> mmseg's data samples."""

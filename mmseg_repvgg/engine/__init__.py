@@ -1,6 +1,7 @@
 """Hooks and wrappers for mmengine's Runner, and functions that launch it."""
 
 from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
+from mmseg_repvgg.engine.data_check_hook import DataCheckHook
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
 from mmseg_repvgg.engine.distributed import CPUDistributedDataParallel
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
@@ -11,6 +12,7 @@ from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 __all__ = [
     'CPUDistributedDataParallel',
     'CpuAmpOptimWrapper',
+    'DataCheckHook',
     'LabelCheckHook',
     'LoadCheckHook',
     'RepVGGDeployHook',

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import isclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmseg.datasets import BaseSegDataset
 
-from mmseg_repvgg.checks import check_crops
+from mmseg_repvgg.checks import check_crops, preview
+from mmseg_repvgg.datasets.inspect_data import no_images
 
 
 def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]]:
@@ -25,13 +29,13 @@ def data_sets(settings: Any, where: str = 'dataset') -> Iterator[tuple[str, Any]
 
 
 def check_data(cfg: Config, *loaders: str) -> None:
-    """Check that the data folders exist, before anything is built.
+    """Check that the data folders exist and hold images, before anything is built.
 
     Remote folders (``s3://...``) are not checked.
 
     Raises:
         FileNotFoundError: If one is missing; the message names it, its option and how to make it.
-        ValueError: If the ``crop_size`` of a transform is invalid.
+        ValueError: If the ``crop_size`` of a transform is invalid, or a data set has no images.
     """
     for loader in loaders:
         for key, dataset in data_sets((cfg.get(loader) or {}).get('dataset')):
@@ -44,3 +48,35 @@ def check_data(cfg: Config, *loaders: str) -> None:
                     f'{loader}.{key}.data_root=PATH (Cityscapes: prepare it with '
                     'tools/prepare_cityscapes.py PATH; demo scenes: tools/make_demo_scenes.py PATH)'
                 )
+            if is_local:
+                _check_places(f'{loader}.{key}', dataset)
+                _check_images(f'{loader}.{key}', dataset, cfg.get('default_scope') or 'mmseg')
+
+
+def _check_images(where: str, dataset: Mapping[str, Any], scope: str) -> None:
+    """Check that there are images; of a data set without, mmengine says only what numpy does."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = dataset.get('type')
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+        if not (isclass(kind) and issubclass(kind, BaseSegDataset)):
+            return
+        try:
+            built = registry.build(dict(dataset, pipeline=[], lazy_init=True))
+        except TypeError:  # a data set of the user without these arguments
+            return
+    if not built.load_data_list():
+        raise ValueError(no_images(where, built))
+
+
+def _check_places(where: str, dataset: Mapping[str, Any]) -> None:
+    """Check that the folders of images and label maps, and the list of names, are there."""
+    root, prefix = Path(dataset.get('data_root') or ''), dataset.get('data_prefix')
+    named = prefix if isinstance(prefix, Mapping) else {}
+    places = {f'data_prefix.{key}': named.get(key) for key in ('img_path', 'seg_map_path')}
+    for option, place in dict(places, ann_file=dataset.get('ann_file')).items():
+        if place and '://' not in str(place) and not (root / place).exists():
+            raise FileNotFoundError(
+                f'{where}.{option}={str(place)!r} is not in data_root {str(root)!r}; it has '
+                f'{preview(sorted(p.name for p in root.iterdir()), 8)}. Correct the name, or '
+                'data_root'
+            )

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmseg_repvgg.atomic_files import writable_folder
 from mmseg_repvgg.checks import check_model
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.engine.data_check_hook import DataCheckHook
 from mmseg_repvgg.engine.data_settings import check_data, data_sets
 from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
@@ -183,7 +184,7 @@ def _build_runner(cfg: Config, required: float, *hooks: Hook) -> Runner:
         *hooks: Further hooks. All are registered unless the config has one of their type.
     """
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (LoadCheckHook(required), LabelCheckHook(), *hooks):
+    for hook in (LoadCheckHook(required), DataCheckHook(), LabelCheckHook(), *hooks):
         own = [other for other in runner.hooks if isinstance(other, type(hook))]
         if not own:
             runner.register_hook(hook)

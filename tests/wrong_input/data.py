@@ -78,7 +78,7 @@ for name, call, parts in [
     ('unknown ids in training', lambda g: train_on(g, fill(33)), IDS),
     ('unknown ids in validation', lambda g: train_on(g, fill(33), 'val'), IDS),
     ('coloured labels', lambda g: train_on(g, fill(3, (64, 128, 3))),
-     ('(64, 64, 3)', 'one channel')),
+     ('(64, 128, 3)', 'one channel')),
     ('labels too small', lambda g: train_on(g, fill(3, (32, 32))), ('as large as its image',)),
     ('corrupt test image', lambda g: fuse_on(g, b'x'), ('_leftImg8bit.png or its labels', *FIX)),
     ('empty test image', lambda g: fuse_on(g, b''), ('_leftImg8bit.png or its labels', *FIX)),
