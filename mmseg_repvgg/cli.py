@@ -21,7 +21,7 @@ PROGRAM = 'mmseg-repvgg'
 GROUPS = {
     'train and evaluate': ('train', 'test', 'swap-backbone', 'convert-weights'),
     'deploy': ('fuse', 'export', 'predict', 'compare-exported'),
-    'data': ('prepare-cityscapes', 'make-demo-scenes'),
+    'data': ('check-data', 'convert-masks', 'prepare-cityscapes', 'make-demo-scenes'),
     'measure': ('benchmark', 'estimate-memory', 'learning-rates', 'paper-tables'),
     'try and check': ('demo', 'doctor', 'gpu-check'),
 }
