@@ -89,5 +89,5 @@ def _module(command: str) -> str:
 def _how_to_install(module: str) -> str:
     text, command = explain_missing(module)
     if module in ('torch', *MODULES):
-        command = f"pip install '{PROGRAM}[openmmlab]'   # or [onedl]; [train] next to mmsegmentation"
+        command = f"pip install '{PROGRAM}[openmmlab]'   # or [onedl]"
     return f'{text}\n    {command}' if command else text
