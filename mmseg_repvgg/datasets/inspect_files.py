@@ -111,9 +111,9 @@ class PairReader:
             report.problems.append(
                 f'{mask} has the ids {preview(ids, 5)}; {reader} (unknown ids in '
                 f'{len(self.unknown)} of {len(report.samples)} masks: {preview(every, 5)}). '
-                f'Convert the labels ({CONVERT}; Cityscapes: tools/prepare_cityscapes.py --force), '
-                'or name all classes, or if it is void, set ignore_index of all heads and '
-                'evaluators and seg_pad_val'
+                f'Convert the labels ({CONVERT}; Cityscapes: mmseg-repvgg prepare-cityscapes PATH '
+                '--force), or name all classes, or if it is void, set ignore_index of all heads '
+                'and evaluators and seg_pad_val'
             )
         if self._only_0_and_ignored():
             found = ' and '.join(map(str, sorted(report.pixels)))

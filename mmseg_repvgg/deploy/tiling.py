@@ -52,8 +52,8 @@ def check_fits_window(shape: Sequence[int], size: Pair) -> None:
         f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
         f'{window_height}x{window_width}. mmseg shrinks its windows to the image; a model with a '
         f'fixed size cannot. {export if min(smaller) >= SMALLEST else "Pad it"} '
-        '(pad_small_images=True, tools/predict.py --pad-small-images), which changes labels near '
-        'the padding'
+        '(pad_small_images=True, or predict --pad-small-images), which changes labels near the '
+        'padding'
     )
 
 

@@ -46,7 +46,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
                 raise FileNotFoundError(
                     f'{loader}: data_root {str(root)!r} is not a folder. Set it with --cfg-options '
                     f'{loader}.{key}.data_root=PATH (Cityscapes: prepare it with '
-                    'tools/prepare_cityscapes.py PATH; demo scenes: tools/make_demo_scenes.py PATH)'
+                    'mmseg-repvgg prepare-cityscapes PATH; demo scenes: mmseg-repvgg '
+                    'make-demo-scenes PATH)'
                 )
             if is_local:
                 _check_places(f'{loader}.{key}', dataset)

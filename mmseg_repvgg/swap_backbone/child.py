@@ -186,7 +186,7 @@ def _hooks(cfg: Config) -> list[Any]:
 def _header(
     title: str, config: Any, out: Path, arch: Any, variant: str | None, weights: str
 ) -> str:
-    words = ['python', 'tools/swap_backbone.py', os.fspath(config), str(out), '--arch', str(arch)]
+    words = ['mmseg-repvgg', 'swap-backbone', os.fspath(config), str(out), '--arch', str(arch)]
     if variant:
         words += ['--variant', variant]
     if weights != PUBLISHED_WEIGHTS:

@@ -48,7 +48,7 @@ def test_the_tool_writes_a_config_that_needs_nothing_but_itself(tmp_path, monkey
     run_tool(monkeypatch, f'mmseg::fcn/{FCN}.py', '--arch', 'A0', 'new/child.py')
     assert '2048 channels, stride 8 -> 1280, stride 8' in capsys.readouterr().out
     text = (tmp_path / 'new' / 'child.py').read_text()
-    assert f'Command: python tools/swap_backbone.py mmseg::fcn/{FCN}.py new/child.py' in text
+    assert f'Command: mmseg-repvgg swap-backbone mmseg::fcn/{FCN}.py new/child.py' in text
     assert 'site-packages' not in text  # valid on other machines, too
 
     (tmp_path / 'foreign').mkdir()
