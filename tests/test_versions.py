@@ -16,7 +16,7 @@ from mmseg_repvgg.accel import nnpack, use_winograd
 from mmseg_repvgg.benchmark import forward
 from mmseg_repvgg.benchmark import run as benchmark
 from mmseg_repvgg.deploy import runtimes, verify_export, write_formats
-from mmseg_repvgg.engine import launch
+from mmseg_repvgg.engine import mixed_precision
 from mmseg_repvgg.mmcv_stub import missing_operators
 from mmseg_repvgg.package_versions import DISTRIBUTIONS
 from tests.deploy.networks import described
@@ -135,8 +135,9 @@ def no_operator(folder, monkeypatch):
 
 
 def no_gpu(folder, monkeypatch):
-    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-    launch._check_amp(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper'))))
+    monkeypatch.setattr(mixed_precision, 'get_device', lambda: 'cpu')
+    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
+    mixed_precision.set_precision(cfg, amp=False)
 
 
 def no_nnpack(folder, monkeypatch):
