@@ -1,8 +1,11 @@
 """tools/compare_exported.py's work: agreement with PyTorch over a test set."""
 
+import sys
+
 import pytest
 
 from mmseg_repvgg.checkpoint import write_checkpoint
+from mmseg_repvgg.commands import compare_exported as command
 from mmseg_repvgg.deploy.compare_exported import compare_exported
 from mmseg_repvgg.deploy.export import Options, export
 
@@ -48,3 +51,14 @@ def test_what_cannot_be_compared_is_said(segmentor, onnx, count, data_root, text
         cfg.merge_from_dict({'test_dataloader.dataset.data_root': data_root})
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         compare_exported(cfg, checkpoint, [onnx], count=count)
+
+
+def test_the_device_reaches_the_runtime(segmentor, onnx, monkeypatch):
+    cfg, _, checkpoint = segmentor
+    monkeypatch.setattr(command.launch, 'load_config', lambda *_: cfg)
+    words = ['compare_exported', 'c.py', str(checkpoint), str(onnx), '--device', 'tpu']
+    monkeypatch.setattr(sys, 'argv', words)
+    with pytest.raises(SystemExit, match="error: device='tpu' must be one of cpu, cuda"):
+        command.main()
+    (found,) = compare_exported(cfg, checkpoint, [onnx], count=1, device='cpu')
+    assert str(found).startswith('m.onnx in onnxruntime, device=cpu: argmax agreement 1')
