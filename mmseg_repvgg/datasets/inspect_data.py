@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmcv.transforms import LoadAnnotations
-
 from mmseg_repvgg.checks import preview
 from mmseg_repvgg.datasets.data_report import DataReport
 from mmseg_repvgg.datasets.inspect_files import PairReader
@@ -70,6 +68,9 @@ def parts(dataset: Any) -> Iterator[Any]:
 
 def label_loader(transforms: Iterable[Any]) -> Any:
     """The transform that loads label maps, also inside test-time augmentation; None without."""
+    # not above: mmcv imports mmengine, whose import registers the hook that imports this module
+    from mmcv.transforms import LoadAnnotations
+
     for transform in transforms:
         if isinstance(transform, LoadAnnotations):
             return transform
