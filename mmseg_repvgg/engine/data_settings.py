@@ -9,7 +9,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from mmseg.datasets import BaseSegDataset
 
 from mmseg_repvgg.checks import check_crops, preview
 from mmseg_repvgg.datasets.inspect_data import no_images
@@ -56,6 +55,8 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def _check_images(where: str, dataset: Mapping[str, Any], scope: str) -> None:
     """Check that there are images; of a data set without, mmengine says only what numpy does."""
+    from mmseg.datasets import BaseSegDataset  # not above: classifiers do not need mmseg
+
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = dataset.get('type')
         kind = registry.get(kind) if isinstance(kind, str) else kind
