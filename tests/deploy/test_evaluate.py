@@ -117,3 +117,19 @@ def test_images_that_the_pipeline_normalises(segmentor, tmp_path, pytorch_miou):
     with pytest.raises(ValueError, match='the config normalises images in the test pipeline; exp'):
         evaluate(Config(cfg.to_dict()), inside, 'torch')
     assert abs(evaluate(cfg, path, 'torch')['mIoU'] - pytorch_miou()) < ALLOWED
+
+
+def test_data_that_do_not_fit_the_exported_model_are_refused(segmentor, tmp_path):
+    """As for a checkpoint: names of other classes, and another void."""
+    cfg, _, checkpoint = segmentor
+    path = export(
+        configured(cfg, tmp_path), checkpoint, tmp_path / 'm.pt2', options=Options(SIZE)
+    ).path
+    other = configured(cfg, tmp_path)
+    other.test_dataloader.dataset.metainfo = dict(classes=('road', 'sidewalk'))
+    with pytest.raises(ValueError, match='num_classes=19, test_dataloader has 2 class names'):
+        evaluate(other, path, 'torch')
+    other = configured(cfg, tmp_path)
+    other.test_evaluator.ignore_index = 20
+    with pytest.raises(ValueError, match='has the ids 255; IoUMetric has the classes 0 to 18, and'):
+        evaluate(other, path, 'torch')
