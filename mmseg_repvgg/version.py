@@ -1,3 +1,3 @@
 """The one place the version is written; ``setup.py`` reads this file as text."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -144,6 +144,14 @@ def test_the_metadata(metadata, site):
     assert (site / f'{NAME}.dist-info' / 'top_level.txt').read_text() == 'mmseg_repvgg\n'
 
 
+def test_the_version_is_the_same_everywhere():
+    citation = (PROJECT / 'CITATION.cff').read_text()
+    assert f'\nversion: {__version__}\n' in citation
+    (date,) = re.findall(r'^date-released: (.+)$', citation, flags=re.MULTILINE)
+    sections = re.findall(r'^## (.+)$', (PROJECT / 'CHANGELOG.md').read_text(), flags=re.MULTILINE)
+    assert next(s for s in sections if s != 'Unreleased') == f'{__version__} ({date})'
+
+
 def requirements(metadata, extra=None):
     from packaging.requirements import Requirement
 
@@ -251,8 +259,9 @@ def test_the_installed_command(site, tmp_path):
 
 
 def test_commands_find_a_config_by_name(site, tmp_path):
-    command = ('-m', 'mmseg_repvgg', 'estimate-memory', 'configs/pspnet_repvgg_b2.py', '--batch', 2)
-    assert 'batch 2, crops of 713x713' in run(site, tmp_path, *command)
+    words = ('configs/demo_pspnet_repvgg_a0.py', '--crop', 65, 97)
+    text = run(site, tmp_path, '-m', 'mmseg_repvgg', 'estimate-memory', *words)
+    assert 'batch 4, crops of 65x97' in text
 
 
 def test_in_a_checkout_the_configs_are_next_to_the_package():
