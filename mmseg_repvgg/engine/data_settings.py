@@ -48,8 +48,9 @@ def check_data(cfg: Config, *loaders: str) -> None:
                     'mmseg-repvgg prepare-cityscapes PATH; demo scenes: mmseg-repvgg '
                     'make-demo-scenes PATH)'
                 )
-            if is_local:
+            if root and is_local:
                 _check_places(f'{loader}.{key}', dataset)
+            if is_local:
                 _check_images(f'{loader}.{key}', dataset, cfg.get('default_scope') or 'mmseg')
 
 
