@@ -51,7 +51,7 @@ def check_data(cfg: Config, out: Path, limit: int | None = None) -> list[DataRep
         reports.append(report)
         print(report, flush=True)
         loaders = [label_loader(part.pipeline.transforms) for part in parts(dataset)]
-        if report.samples:
+        if report.samples and report.sizes:  # images of other kinds of files are not drawn
             draw_sheet(report, loaders[0], out / f'{split}.png')
     if not reports:
         raise ValueError(f'{cfg.filename} has no data sets of mmseg')

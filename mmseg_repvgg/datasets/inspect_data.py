@@ -47,7 +47,9 @@ def inspect(
         complete = _check_names(report, part, samples, loader is not None)
         report.images += [sample['img_path'] for sample in samples]
         if loader is not None:
-            PairReader(report, loader, readers).read_all(complete, limit, progress)
+            own_images = not any(map(_loads_images, part.pipeline.transforms))
+            pairs = PairReader(report, loader, readers, own_images)
+            pairs.read_all(complete, limit, progress)
     never = [name for i, name in enumerate(classes) if not report.pixels[i]]
     if never and not limit and report.samples:
         report.notes.append(f'no mask has the classes {preview(never, 10)}')
@@ -64,6 +66,13 @@ def parts(dataset: Any) -> Iterator[Any]:
         dataset.full_init()
         if '://' not in str(dataset.data_root):
             yield dataset
+
+
+def _loads_images(transform: Any) -> bool:
+    """Whether a transform loads images as mmcv does."""
+    from mmcv.transforms import LoadImageFromFile
+
+    return type(transform) is LoadImageFromFile
 
 
 def label_loader(transforms: Iterable[Any]) -> Any:

@@ -22,10 +22,25 @@ _ORIENTATION = 0x0112  # the tag in EXIF data; from 5 on, the image is turned by
 
 
 class PairReader:
-    """Reads pairs of image and label map, and collects what does not fit."""
+    """Reads pairs of image and label map, and collects what does not fit.
 
-    def __init__(self, report: DataReport, loader: Any, readers: Sequence[LabelReader]) -> None:
+    Args:
+        report: What is found is added to it.
+        loader: The transform that loads label maps.
+        readers: The heads and metrics that read them.
+        own_images: Whether a transform of the user loads the images, from files of any kind: they
+            are not read here.
+    """
+
+    def __init__(
+        self,
+        report: DataReport,
+        loader: Any,
+        readers: Sequence[LabelReader],
+        own_images: bool = False,
+    ) -> None:
         self.report, self.loader, self.readers = report, loader, readers
+        self.own_images = own_images
         self.faults: dict[str, list[str]] = defaultdict(list)  # what is wrong -> files
         self.unknown: dict[str, list[int]] = {}  # label map -> ids that some reader does not know
 
@@ -49,7 +64,7 @@ class PairReader:
         """Read a pair; ``decode`` also decodes the image, to find damaged ones."""
         path, mask = sample['img_path'], sample['seg_map_path']
         try:
-            size = _image_size(path, decode)
+            size = None if self.own_images else _image_size(path, decode)
             path = mask
             with Image.open(mask) as opened:
                 is_deep = opened.mode.startswith(('I', 'F')) and int(np.max(opened)) > 255
@@ -59,7 +74,8 @@ class PairReader:
             reason = 'not an image' if is_other else str(error).partition(' (')[0]
             self.faults[f'cannot be read ({reason}): replace it, or remove the pair'].append(path)
             return
-        self.report.sizes[size] += 1
+        if size:
+            self.report.sizes[size] += 1
         if labels.ndim != 2:
             self.faults[
                 f'has colours or several channels, shape {labels.shape}; a label map has one '
@@ -71,7 +87,7 @@ class PairReader:
             self.faults[
                 f'has ids above 255, which mmseg reads modulo 256. Convert it: {CONVERT}'
             ].append(mask)
-        if labels.shape != size[::-1]:
+        if size and labels.shape != size[::-1]:
             self.faults[
                 f'is {labels.shape[1]}x{labels.shape[0]} for an image of {size[0]}x{size[1]}; a '
                 'label map must be as large as its image (resize it by nearest neighbour)'

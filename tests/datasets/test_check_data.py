@@ -5,6 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
 from PIL import Image
 
 from mmseg_repvgg.datasets.check_data import check_data
@@ -37,6 +38,29 @@ def test_counts_sizes_and_shares_are_those_drawn(tmp_path, capsys):
     assert '  255 ignored  25.00 %      1 masks  ' + 30 * '█' in text
     for name in ('train.png', 'val.png', 'shares.png'):
         assert cv2.imread(str(tmp_path / 'out' / name)).std() > 10
+
+
+class LoadArray(BaseTransform):
+    """An image of four channels, as users store them."""
+
+    def transform(self, results):
+        image = np.load(results['img_path'])
+        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
+def test_images_that_a_transform_of_the_user_loads_are_not_read(tmp_path):
+    data = draw_pairs(tmp_path / 'data')
+    for file in list((data / 'images').rglob('*.jpg')):
+        np.save(file.with_suffix('.npy'), np.zeros((48, 64, 4), np.uint8))
+        file.unlink()
+    config = own_config(tmp_path / 'config.py', data, img_suffix='.npy')
+    cfg = launch.load_config(config, {})
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.pipeline[0] = dict(type=LoadArray)
+    train, val = check_data(cfg, tmp_path / 'out')
+    assert not train.problems + val.problems + train.notes + val.notes
+    assert train.shares() == {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}
+    assert [file.name for file in (tmp_path / 'out').iterdir()] == ['shares.png']
 
 
 def test_lists_of_names_instead_of_folders(tmp_path):
