@@ -72,7 +72,7 @@ def fill(value, shape=(64, 128)):
 
 
 IDS = ('_gtFine_labelTrainIds.png has the ids 33', 'classes 0 to 18, and 255 is ignored',
-       'prepare_cityscapes.py --force')  # fmt: skip
+       'prepare-cityscapes PATH --force')  # fmt: skip
 FIX = ('Fix the data', '--images 0')
 for name, call, parts in [
     ('unknown ids in training', lambda g: train_on(g, fill(33)), IDS),

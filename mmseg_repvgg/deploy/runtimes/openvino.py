@@ -9,7 +9,6 @@ import openvino
 
 from mmseg_repvgg.deploy.runtimes.base import Runtime
 
-
 COMBINED = ('AUTO', 'BATCH', 'HETERO', 'MULTI')
 """OpenVINO's names for a choice of devices, such as ``'auto:gpu,cpu'``."""
 
