@@ -156,7 +156,7 @@ def test_tools_that_walk_over_modules_go_on():
     assert compiled_sum(torch.ones(1)) == 2
 
 
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+@pytest.mark.parametrize('method', ['spawn', pytest.param('forkserver', marks=pytest.mark.slow)])
 def test_workers_that_start_empty_read_data_sets_of_mmseg(tmp_path, method):
     """As in mmseg's own tools with custom_imports: nothing in the data set is ours."""
     for folder in ('images', 'labels'):

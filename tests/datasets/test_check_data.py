@@ -213,7 +213,9 @@ TRAINED = (
 )
 
 
-@pytest.mark.parametrize('name', TRAINED)
+@pytest.mark.parametrize(
+    'name', [TRAINED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:])]
+)
 def test_a_training_says_the_same_before_it_starts(tmp_path, name):
     damage, lines, parts = CASES[name]
     damage(draw_pairs(tmp_path / 'data'))

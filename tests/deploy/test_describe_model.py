@@ -74,7 +74,7 @@ def test_names_for_another_number_of_classes_are_refused(own, segmentor, tmp_pat
         info_of(own, checkpoint, tmp_path)
 
 
-@pytest.mark.parametrize('num_classes', [1, 2])
+@pytest.mark.parametrize('num_classes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_channel_with_a_threshold(segmentor, scenes, tmp_path, num_classes):
     """mmseg's own test step and mIoU against the file's; labels 0 and 1."""
     init_default_scope('mmseg')

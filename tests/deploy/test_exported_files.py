@@ -34,7 +34,15 @@ def test_a_relative_path(segmentor, tmp_path, monkeypatch, out):
     load_runtime(out)
 
 
-@pytest.mark.parametrize('out', ['-m.mnn', 'new\nline.mnn', 'ü 日本.xml', 'a.b.c.xml'])
+@pytest.mark.parametrize(
+    'out',
+    [
+        'new\nline.mnn',
+        'ü 日本.xml',
+        pytest.param('-m.mnn', marks=pytest.mark.slow),
+        pytest.param('a.b.c.xml', marks=pytest.mark.slow),
+    ],
+)
 def test_odd_names(segmentor, tmp_path, monkeypatch, out):
     """MNN's converter is a command; OpenVINO's file has a second one by its side."""
     cfg, _, checkpoint = segmentor
@@ -49,6 +57,7 @@ def export_as(cfg, checkpoint, out, side):
     export(cfg, checkpoint, out, options=Options(size=(side, side)))
 
 
+@pytest.mark.slow
 def test_two_processes_export_to_one_name(segmentor, tmp_path):
     """One of them wins; if the files of both mixed, their hashes would say so."""
     cfg, _, checkpoint = segmentor

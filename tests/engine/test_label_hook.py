@@ -76,10 +76,13 @@ def train(cfg):
     ('ids', 'names', 'head', 'dataset'),
     [
         ((0, 1), ('car',), dict(num_classes=1, loss_decode=SIGMOID), {}),
-        ((0, 1), ('car',), dict(num_classes=1, out_channels=1, loss_decode=SIGMOID), {}),
+        pytest.param(
+            *((0, 1), ('car',), dict(num_classes=1, out_channels=1, loss_decode=SIGMOID), {}),
+            marks=pytest.mark.slow,
+        ),
         ((0, 1), TWO, dict(out_channels=1, threshold=0.4, loss_decode=SIGMOID), {}),
         ((0, 1, 2), TWO, {}, dict(reduce_zero_label=True)),
-        ((0, 1, 255), TWO, {}, {}),
+        pytest.param((0, 1, 255), TWO, {}, {}, marks=pytest.mark.slow),
     ],
     ids=['one class', 'one class, one channel', 'two classes, one channel', 'reduced', 'ignored'],
 )

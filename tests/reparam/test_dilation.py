@@ -300,6 +300,7 @@ def test_channels_last_stays() -> None:
         torch.testing.assert_close(after(x), model(x), rtol=0, atol=EXACT)
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_break() -> None:
     after, _ = undilated(fused_run((1, 2, 2)))
     compiled = torch.compile(after, fullgraph=True, backend='aot_eager')

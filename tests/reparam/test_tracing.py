@@ -44,9 +44,20 @@ def nets() -> tuple[nn.Module, nn.Module]:
     return Logits(model).eval(), Logits(rewritten).eval()
 
 
-@pytest.mark.parametrize('name', TRACERS)
-@pytest.mark.parametrize('memory_format', FORMATS)
-@pytest.mark.parametrize('size', [(64, 96), (97, 129)], ids=['no padding', 'padding'])
+@pytest.mark.parametrize(
+    ('size', 'memory_format', 'name'),
+    [
+        pytest.param(
+            size,
+            memory_format,
+            name,
+            marks=[pytest.mark.slow] * (name == 'compile' and memory_format != FORMATS[0]),
+        )
+        for size in [(64, 96), (97, 129)]
+        for memory_format in FORMATS
+        for name in TRACERS
+    ],
+)
 def test_a_graph_gives_the_outputs_of_the_original(nets, name, memory_format, size) -> None:
     before, after = nets
     x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
