@@ -100,7 +100,8 @@ def test_a_sigmoid_gives_two_classes_one_output(tmp_path):
     assert loss.item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-5)  # void does not count
 
 
-@pytest.mark.parametrize('sigmoid', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('sigmoid', [False, True])
 def test_a_training_on_two_classes_scores_both(tmp_path, sigmoid):
     draw_pairs(tmp_path / 'data', (0, 1))
     file = own_config(

@@ -63,7 +63,9 @@ def options(scenes):
     return ['--cfg-options', *roots, *SMALL]
 
 
-def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_path):
+def test_train_resume_fuse_export_and_test_from_a_foreign_folder(
+    scenes, tmp_path, monkeypatch, capfd
+):
     small = options(scenes)
     log = call('train.py', DEMO, '--work-dir', 'work', *small, cwd=tmp_path)
     assert 'Evaluating the deployed form: 22 blocks, 6 conv-BN pairs' in log
@@ -93,13 +95,14 @@ def test_train_resume_fuse_export_and_test_from_a_foreign_folder(scenes, tmp_pat
     assert abs(metrics(tmp_path / 'c')['mIoU'] - metrics(tmp_path / 'b')['mIoU']) < 0.05
 
     # a second fusing is refused, in one line, with the exit code saying so
-    log = call('deploy_fuse.py', 'fused.py', 'fused.pth', 'again.pth', cwd=tmp_path, code=1)
+    here = dict(cwd=tmp_path, code=1, monkeypatch=monkeypatch, capfd=capfd)
+    log = call_here('deploy_fuse.py', 'fused.py', 'fused.pth', 'again.pth', **here)
     assert 'deploy_fuse: error: fused.pth is fused already' in log
     assert not (tmp_path / 'again.pth').exists()
     # nor are fused weights evaluated in a training config, where most would be left out
-    log = call('test.py', DEMO, 'fused.pth', *small, cwd=tmp_path, code=1)
+    log = call_here('test.py', DEMO, 'fused.pth', *small, **here)
     assert 'test: error: fused.pth does not fit the model' in log
-    log = call('train.py', 'fused.py', cwd=tmp_path, code=1)
+    log = call_here('train.py', 'fused.py', **here)
     assert 'is the config of a fused model' in log
 
 
