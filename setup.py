@@ -135,8 +135,8 @@ setup(
             'onnxscript>=0.5',  # PyTorch's ONNX exporter
             *RUNTIMES.values(),
         ],
-        # A service: one runtime, and OpenCV without a window.
-        **{name: ['opencv-python-headless', package] for name, package in RUNTIMES.items()},
+        # A service: one runtime, OpenCV without a window, and Pillow, which writes label maps.
+        **{n: ['opencv-python-headless', 'pillow', package] for n, package in RUNTIMES.items()},
         'dev': [
             'pytest>=8',
             'pytest-xdist',

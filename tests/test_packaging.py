@@ -169,7 +169,7 @@ HEAVY = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmsegmentatio
 def test_a_service_gets_a_runtime_and_neither_pytorch_nor_mm_packages(metadata):
     assert requirements(metadata) == {'numpy', 'tqdm'}
     for extra, package in (('onnxruntime',) * 2, ('openvino',) * 2, ('mnn', 'MNN')):
-        assert requirements(metadata, extra) == {'opencv-python-headless', package}
+        assert requirements(metadata, extra) == {'opencv-python-headless', 'pillow', package}
 
 
 def test_a_family_brings_all_that_training_needs(metadata):
