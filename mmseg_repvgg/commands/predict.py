@@ -1,7 +1,8 @@
 """Segment an image, a folder or a video: ``mmseg-repvgg predict b2.onnx images out``.
 
-For an image NAME.* writes NAME.png, the class index of each pixel, and NAME_overlay.jpg; for a
-video NAME_overlay.mp4. Exit code 1 means that some files could not be segmented; they are listed.
+For an image NAME.* writes NAME.png, the class of each pixel, and NAME_overlay.jpg; for a video
+NAME_overlay.webm, without sound, which browsers play. Prints the share of each class in the pixels.
+Exit code 1 means that some files could not be segmented; they are listed.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.deploy.predict import predict
+from mmseg_repvgg.deploy.result_files import LABEL_FORMATS
 from mmseg_repvgg.deploy.segmenter import Segmenter
 
 
@@ -27,6 +29,27 @@ def main() -> None:
         '--opacity', type=float, default=0.5, help='opacity of overlays (%(default)s)'
     )
     parser.add_argument(
+        '--no-legend', dest='legend', action='store_false', help='no legend beneath overlays'
+    )
+    parser.add_argument(
+        '--save-labels',
+        choices=LABEL_FORMATS,
+        default='palette',
+        help='NAME.png of images: indices with a palette of the colours (default), indices alone, '
+        'the ids that the Cityscapes server takes, or none',
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        '--resume',
+        action='store_true',
+        help='skip what the same model has done with the same options',
+    )
+    existing.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='overwrite files of the same name; otherwise only results of images are overwritten',
+    )
+    parser.add_argument(
         '--pad-small-images',
         action='store_true',
         help='pad images smaller than the windows of the model instead of refusing them',
@@ -40,6 +63,15 @@ def main() -> None:
             pad_small_images=args.pad_small_images,
             device=args.device,
         )
-        report = predict(segmenter, args.input, args.out, args.opacity)
+        report = predict(
+            segmenter,
+            args.input,
+            args.out,
+            args.opacity,
+            save_labels=args.save_labels,
+            legend=args.legend,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
     print(report)
     raise SystemExit(1 if report.failures else 0)

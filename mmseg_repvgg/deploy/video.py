@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +15,9 @@ import numpy as np
 from mmseg_repvgg.atomic_files import atomic_file
 
 SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
-CODECS = {'.mp4': 'mp4v', '.avi': 'MJPG'}  # by container; OpenCV always has MJPG
+WRITTEN, CODEC = '.webm', 'VP80'
+"""Container and codec that browsers play and OpenCV's packages on PyPI write. They have no encoder
+for H.264; browsers do not play MPEG-4 Part 2; encoding VP9 takes five times as long."""
 FRAMES_A_SECOND = 25.0  # if a video does not say
 
 
@@ -56,10 +56,10 @@ def read_video(path: Path) -> Iterator[Video]:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
-    """Write a video; an error leaves no incomplete file.
+    """Write a video, VP8 in WebM, and count its frames; an error leaves no incomplete file.
 
     Args:
-        path: Its suffix is one of :data:`CODECS`; see :func:`suffix_to_write`.
+        path: A name that ends in :data:`WRITTEN`.
         frames: (H, W, 3) uint8 BGR, at least one, all of one size. A side with an odd number
             of pixels loses one, because the codec takes only even sides.
         rate: Frames a second.
@@ -68,20 +68,23 @@ def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
         The number of frames.
 
     Raises:
-        ValueError: If OpenCV cannot write it.
+        ValueError: If OpenCV cannot write it, or cannot read all frames back.
         OSError: If the disk is full.
     """
     first = next(frames)
-    size = first.shape[1::-1]
+    size = first.shape[1], first.shape[0]
     with atomic_file(path) as temporary:
-        writer = _writer(temporary, rate, size)
+        fourcc = cv2.VideoWriter.fourcc(*CODEC)
+        writer = cv2.VideoWriter(str(temporary), fourcc, rate, size)
         count = 0
         try:
             if not writer.isOpened():
                 raise ValueError(
-                    f'OpenCV cannot write {path} with {size[0]}x{size[1]} pixels, {rate:g} frames '
-                    f'a second. Check that {path.parent} is a folder you may write to; if it '
-                    'is, the codec does not support this size or rate'
+                    f'OpenCV {cv2.__version__} cannot write {path} with {size[0]}x{size[1]} '
+                    f'pixels, {rate:g} frames a second. Check that {path.parent} is a folder you '
+                    'may write to. If it is, this OpenCV has no encoder for VP8 in WebM, which '
+                    'opencv-python and opencv-python-headless of PyPI have; or the codec does not '
+                    'support this size or rate: segment the frames as a folder of images'
                 )
             for frame in chain([first], frames):
                 assert frame.shape == first.shape
@@ -89,26 +92,21 @@ def write_video(path: Path, frames: Iterator[np.ndarray], rate: float) -> int:
                 count += 1
         finally:
             writer.release()
+        if (readable := count_frames(temporary)) != count:
+            raise ValueError(
+                f'{path} was not written: OpenCV reads {readable} of its {count} frames back. '
+                f'Check the free space in {path.parent}, or segment the frames as images'
+            )
     return count
 
 
-@cache
-def suffix_to_write() -> str:
-    """The first of :data:`CODECS` that this OpenCV can write."""
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix in CODECS:
-            writer = _writer(Path(folder) / f'probe{suffix}', FRAMES_A_SECOND, (64, 64))
-            opened = writer.isOpened()
-            writer.release()
-            if opened:
-                return suffix
-    raise ValueError(f'this OpenCV cannot write videos; tried {", ".join(CODECS)}')
-
-
-def _writer(path: Path, rate: float, size: tuple[int, ...]) -> cv2.VideoWriter:
-    return cv2.VideoWriter(
-        str(path), cv2.VideoWriter.fourcc(*CODECS[path.suffix]), rate, (size[0], size[1])
-    )
+def count_frames(path: Path) -> int:
+    """Decode a video and count its frames; 0 if it cannot be read."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return sum(iter(capture.grab, False))
+    finally:
+        capture.release()
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
