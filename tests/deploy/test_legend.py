@@ -19,9 +19,10 @@ def texts(monkeypatch):
     return given
 
 
-def colours_below(picture, height):
-    """The colours, RGB, of the legend."""
-    return {*map(tuple, np.unique(picture[height:, :, ::-1].reshape(-1, 3), axis=0).tolist())}
+def shown_colours(picture, height, palette):
+    """The indices of the colours that are in the legend."""
+    bgr = (np.array(colour[::-1]) for colour in palette)
+    return [i for i, colour in enumerate(bgr) if (picture[height:] == colour).all(2).any()]
 
 
 @pytest.mark.parametrize('size', [(360, 480), (1024, 2048), (24, 36), (5, 5000)])
@@ -32,8 +33,7 @@ def test_classes_that_are_in_the_picture_and_nothing_hidden(texts, size):
     assert np.array_equal(picture[:height, :width], image)
     assert (picture[:height, width:] == 255).all()
     assert texts == ['road 99.9 %', 'tree 0.1 %', 'sky < 0.1 %']
-    assert {*PALETTE[:1], *PALETTE[2:]} <= colours_below(picture, height)
-    assert PALETTE[1] not in colours_below(picture, height)
+    assert shown_colours(picture, height, PALETTE) == [0, 2, 3]
 
 
 @pytest.mark.parametrize('size', [(360, 480), (1024, 2048), (24, 36)])
@@ -74,8 +74,7 @@ def test_frames_of_a_video_have_one_size():
     pictures = [add_legend(image, counts, classes, colours, True) for counts in (few, many)]
     assert pictures[0].shape == pictures[1].shape
     assert len(pictures[0]) <= 300
-    found = colours_below(pictures[1], 200)
-    shown = [i for i in range(150) if colours[i] in found]
+    shown = shown_colours(pictures[1], 200, colours)
     assert 10 < len(shown) < 150
     assert shown == list(range(150 - len(shown), 150))  # the largest
     # negative control: without it the heights differ
