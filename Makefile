@@ -38,7 +38,7 @@ READY := $(STAMP_$(STACK))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup versions test test-all lint format demo clean distclean
+.PHONY: help setup versions test test-all lint format docs demo clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -75,11 +75,14 @@ format: $(STAMP_openmmlab) ## rewrite the code in the house format
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+docs: $(STAMP_openmmlab) ## build the documentation site in site/, warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
 demo: $(READY) ## train, fuse and compare on built-in scenes; a second run only shows the result
 	@$(RUN) tools/demo.py --work-dir work_dirs/demo-$(STACK)
 
 clean: ## remove caches and build leftovers; never work_dirs, data or the environment
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 	@find mmseg_repvgg configs tools tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## as clean, and remove the environment
@@ -102,7 +105,7 @@ $(STAMP_openmmlab): $(PYTHON)
 	@echo "Installing into $(VENV): PyTorch, the openmmlab family, runtimes, development tools (6 GB and minutes the first time)"
 	@"$(PYTHON)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m ensurepip --upgrade
 	@for info in "$(VENV)"/lib/python3*/site-packages/*.dist-info; do [ -e "$$info/INSTALLER" ] || rm -rf "$$info"; done
-	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,deploy]'
+	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,docs,deploy]'
 	@rm -f "$(VENV)"/.ready-openmmlab-* && touch "$@"
 
 # --no-deps, because a dependency installed here would hide the environment's; pip check names what is missing there.

@@ -147,5 +147,6 @@ setup(
             'tomli; python_version < "3.11"',  # for codespell to read pyproject.toml
             'timm',  # parity tests compare with it
         ],
+        'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
 )

@@ -1,0 +1,51 @@
+"""The documentation: its links lead somewhere, on a git host as well as in the site."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PAGES = [
+    *(PROJECT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG')),
+    *sorted(PROJECT.glob('docs/**/*.md')),
+    *sorted(PROJECT.glob('benchmarks/**/*.md')),
+]
+LINK = re.compile(r'\]\((?![a-z]+:)([^)#\s]*)#?([^)\s]*)\)')
+
+
+def text_of(page):
+    """Markdown without its blocks of code."""
+    return re.sub(r'^```.*?^```', '', page.read_text('utf-8'), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """As git hosts make them of headings; mkdocs.yml sets the same for the site."""
+    headings = re.findall(r'^#+ (.+)$', text_of(page), flags=re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings}
+
+
+def broken_links(page):
+    found = []
+    for path, anchor in LINK.findall(text_of(page)):
+        target = page.parent / path if path else page
+        if not target.is_file() or (anchor and anchor not in anchors(target)):
+            found.append(f'{path}#{anchor}')
+    return found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_links_lead_to_files_and_headings(page):
+    if not (PROJECT / 'benchmarks').exists():
+        pytest.skip('source distributions have no records of benchmarks')
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / 'b.md').write_text('# Table 8: PSPNet, `x_y`\n```\n# no heading\n```\n')
+    page = tmp_path / 'a.md'
+    page.write_text(
+        '# Top\n[1](b.md) [2](b.md#table-8-pspnet-x_y) [3](#top) [4](https://c.org/d#e)\n'
+        '![5](c.png) [6](b.md#no-heading) [7](#bottom)\n```\n[8](d.md)\n```\n'
+    )
+    assert broken_links(page) == ['c.png#', 'b.md#no-heading', '#bottom']
