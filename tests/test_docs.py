@@ -1,5 +1,6 @@
-"""The documentation: its links lead somewhere, on a git host as well as in the site."""
+"""The documentation: its links lead somewhere, and messages in it are those of the code."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,3 +50,26 @@ def test_broken_links_are_found(tmp_path):
         '![5](c.png) [6](b.md#no-heading) [7](#bottom)\n```\n[8](d.md)\n```\n'
     )
     assert broken_links(page) == ['c.png#', 'b.md#no-heading', '#bottom']
+
+
+# The messages in docs/troubleshooting.md.
+
+
+def messages_of_the_package():
+    """Every string in the code, with ... for what is filled in."""
+    for path in sorted((PROJECT / 'mmseg_repvgg').rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, 'value', '') for part in node.values)
+                yield ''.join(part if isinstance(part, str) else '...' for part in parts)
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """All but those that are followed by the package that they come from."""
+    text = (PROJECT / 'docs/troubleshooting.md').read_text('utf-8')
+    quoted = re.findall(r'^\| `([^`]+)` \|', text, flags=re.MULTILINE)
+    assert len(quoted) > 30
+    messages = '\n'.join(messages_of_the_package())
+    assert [quote for quote in quoted if quote.removesuffix(' ...') not in messages] == []
