@@ -2,7 +2,7 @@
 
 README.md is the first page. A file outside docs/ that a page links to (the changelog, a config, the
 record of a benchmark) becomes part of the site under its path in the repository, so that no address
-of the repository is needed.
+of the repository is needed. Roles in docstrings (``:func:`x` ``) become links, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +58,20 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return posixpath.relpath(site_path(target), posixpath.dirname(page.file.src_uri) or '.')
 
     return LINK.sub(moved, markdown)
+
+
+class SphinxRoles(griffe.Extension):
+    """Turns roles in docstrings into links, where the site has what they name."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring of an object."""
+
+        def link(role: re.Match) -> str:
+            name = role[1].lstrip('~.')
+            is_full = name.startswith('mmseg_repvgg')
+            target = name if is_full else f'{obj.module.path}.{name}'
+            text = name.rpartition('.')[2]
+            return f'<autoref identifier="{target}" optional><code>{text}</code></autoref>'
+
+        if obj.docstring:
+            obj.docstring.value = re.sub(r':[a-z]+:`([~.\w]+)`', link, obj.docstring.value)

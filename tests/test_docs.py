@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,10 @@ def test_quoted_messages_are_those_of_the_code():
     assert len(quoted) > 30
     messages = '\n'.join(messages_of_the_package())
     assert [quote for quote in quoted if quote.removesuffix(' ...') not in messages] == []
+
+
+@pytest.mark.parametrize('package', ['models', 'reparam', 'checkpoint', 'engine'])
+def test_the_reference_has_every_public_name(package):
+    text = (PROJECT / f'docs/api/{package}.md').read_text('utf-8')
+    found = re.findall(rf'^::: mmseg_repvgg\.{package}\.(\w+)$', text, flags=re.MULTILINE)
+    assert sorted(found) == sorted(import_module(f'mmseg_repvgg.{package}').__all__)
