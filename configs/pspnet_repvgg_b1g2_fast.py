@@ -5,8 +5,7 @@ Command: torchrun --nproc_per_node 8 tools/train.py configs/pspnet_repvgg_b1g2_f
 Hardware: 8 GPUs, 2 images each.
 Expected, quoted from the paper, not measured here: 78.88 mIoU, 96.19 mean pixel accuracy;
 10.9 images/s at 713x713, batch 16, fp32 on a 1080Ti.
-The paper starts from ImageNet weights; add to the command
---cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B1g2_8xb32_in1k_20221213-ae6428fd.pth
+Starts from ImageNet weights, as the paper does (docs/cityscapes.md).
 """
 
 _base_ = './pspnet_repvgg_b1g2.py'

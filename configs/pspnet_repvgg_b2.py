@@ -5,8 +5,7 @@ Command: torchrun --nproc_per_node 8 tools/train.py configs/pspnet_repvgg_b2.py 
 Hardware: 8 GPUs, 2 images each.
 Expected, quoted from the paper, not measured here: 80.57 mIoU, 96.50 mean pixel accuracy;
 4.5 images/s at 713x713, batch 16, fp32 on a 1080Ti.
-The paper starts from ImageNet weights; add to the command
---cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B2_8xb32_in1k_20221213-d8b420ef.pth
+Starts from ImageNet weights, as the paper does (docs/cityscapes.md).
 """
 
 _base_ = [
@@ -17,6 +16,7 @@ _base_ = [
 ]
 
 model = dict(
+    pretrained='https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B2_8xb32_in1k_20221213-d8b420ef.pth',
     backbone=dict(arch='B2', dilations=(1, 1, 2, 4)),
     decode_head=dict(in_channels=2560),
     auxiliary_head=dict(in_channels=640),

@@ -5,8 +5,7 @@ Command: torchrun --nproc_per_node 8 tools/train.py configs/pspnet_repvgg_b2_fas
 Hardware: 8 GPUs, 2 images each.
 Expected, quoted from the paper, not measured here: 79.52 mIoU, 96.36 mean pixel accuracy;
 6.9 images/s at 713x713, batch 16, fp32 on a 1080Ti.
-The paper starts from ImageNet weights; add to the command
---cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B2_8xb32_in1k_20221213-d8b420ef.pth
+Starts from ImageNet weights, as the paper does (docs/cityscapes.md).
 """
 
 _base_ = './pspnet_repvgg_b2.py'

@@ -1,8 +1,11 @@
 """What every test runs under: the same threads, seeds and package family, and little noise."""
 
+import functools
+import http.server
 import importlib.util
 import os
 import random
+import threading
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -102,3 +105,29 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp('scenes')
     return make_demo_scenes(root, num_train=6, num_val=3, size=(128, 64), workers=1)
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A folder served on this machine: (folder, its URL, the requests so far)."""
+    folder, requests = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, _format, *args):
+            requests.append(args[0])
+
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
+    thread.start()
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    try:
+        yield folder, f'http://127.0.0.1:{server.server_address[1]}', requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

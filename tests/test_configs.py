@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.runner.checkpoint import get_external_models
+
+from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(CONFIGS.glob('*.py'))
@@ -75,17 +78,22 @@ def test_full_and_fast_dilate_the_layers_that_the_paper_names():
         assert dilations[f'pspnet_r{depth}'] == (1, 1, 2, 4)
 
 
-@pytest.mark.parametrize('path', PAPER[2:], ids=lambda p: p.stem)
-def test_pretrained_weights_switch_on_with_one_option(path):
-    """The option in the docstring reaches the backbone."""
-    docstring = path.read_text().split('"""')[1]
-    option = docstring.split('--cfg-options ')[1].split()[0]
-    key, value = option.split('=')
-    assert key == 'model.pretrained'
+@pytest.mark.parametrize('path', PAPER, ids=lambda p: p.stem)
+def test_the_recipe_starts_from_the_published_imagenet_weights(path):
     cfg = Config.fromfile(path)
-    arch = cfg.model.backbone.arch
-    assert f'repvgg-{arch}_8xb32_in1k_20221213-' in value
-    cfg.merge_from_dict({key: value})
     init_default_scope('mmseg')
-    init_cfg = MODELS.build(cfg.model).backbone.init_cfg
-    assert init_cfg == dict(type='Pretrained', checkpoint=value, prefix='backbone.')
+    backbone = MODELS.build(cfg.model).backbone  # loads nothing
+    source = backbone.init_cfg['checkpoint']
+    assert source == cfg.model.pretrained
+    if 'repvgg' in path.stem:
+        assert source == PUBLISHED[cfg.model.backbone.arch]
+    else:
+        name = source.removeprefix('open-mmlab://')
+        assert name == f'resnet{cfg.model.backbone.depth}_v1c'
+        assert f'/{name}-' in get_external_models()[name]
+        assert backbone.deep_stem  # the stem of these weights
+
+
+def test_the_demo_and_the_template_start_from_random_weights():
+    for path in set(LEAVES) - set(PAPER):
+        assert Config.fromfile(path).model.get('pretrained') is None

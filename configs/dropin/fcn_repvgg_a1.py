@@ -1,15 +1,14 @@
 """FCN on RepVGG-A1, output stride 8, stages 4 and 5 dilated.
 
 A child of mmseg's own config, written by
-python tools/swap_backbone.py fcn_r50-d8_4xb2-40k_cityscapes-512x1024 --arch A1 --weights none configs/dropin/fcn_repvgg_a1.py
+python tools/swap_backbone.py fcn_r50-d8_4xb2-40k_cityscapes-512x1024 --arch A1 configs/dropin/fcn_repvgg_a1.py
 Data, heads, losses and optimizer (SGD, 0.01, weight decay 5e-4, 40k iterations) are mmseg's; a
 warm-up over 1000 iterations and the deploy hook are added.
 Command: torchrun --nproc_per_node 4 tools/train.py configs/dropin/fcn_repvgg_a1.py --launcher pytorch
 Hardware: 4 GPUs, 2 crops of 512x1024 each.
 Expected: unknown, it was not trained here. mmseg's FCN on ResNet-50 by this recipe has 72.25
 mIoU on Cityscapes val, quoted from its model zoo. Cost and speed: docs/dropin.md.
-mmseg's starts from ImageNet weights; to do so, add to the command
---cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A1_8xb32_in1k_20221213-f81bf3df.pth
+Starts from ImageNet weights, as mmseg's does (docs/cityscapes.md).
 """
 
 _base_ = [
@@ -19,7 +18,7 @@ _base_ = [
 
 custom_imports = dict(imports=['mmseg_repvgg'], allow_failed_imports=False)
 model = dict(
-    pretrained=None,
+    pretrained='https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A1_8xb32_in1k_20221213-f81bf3df.pth',
     backbone=dict(
         _delete_=True,
         type='DilatedRepVGG',

@@ -7,8 +7,7 @@ with a warm-up over 1000 iterations.
 Expected: unknown, it was not trained here. Quoted from mmseg's model zoo for the networks that it
 is compared with (Cityscapes val, mIoU): PIDNet-S 78.74, DDRNet-23-slim 77.84, BiSeNetV2 73.21.
 Cost and speed: docs/dropin.md.
-ImageNet weights matter for so small a network; add to the command
---cfg-options model.pretrained=https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth
+Starts from ImageNet weights, which matter for so small a network (docs/cityscapes.md).
 """
 
 _base_ = [
@@ -18,7 +17,11 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(backbone=dict(arch='A0'), neck=dict(in_channels=[96, 192, 1280]))
+model = dict(
+    pretrained='https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth',
+    backbone=dict(arch='A0'),
+    neck=dict(in_channels=[96, 192, 1280]),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type='PolyLR', eta_min=0.0001, power=0.9, begin=1000, end=160000, by_epoch=False),

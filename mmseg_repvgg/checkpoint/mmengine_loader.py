@@ -181,7 +181,8 @@ def _download(url: str, cached: Path, progress: bool) -> None:
             ) from error
         raise CheckpointError(
             f'{url} could not be downloaded: {error}. Check the URL and the network; or get the '
-            f'file in another way, and give its path or put it at {cached}'
+            f'file in another way, and put it at {cached} or give its path: for ImageNet weights '
+            '--cfg-options model.pretrained=PATH, or model.pretrained=None to train without them'
         ) from error
     except RuntimeError as error:  # another hash
         raise CheckpointError(

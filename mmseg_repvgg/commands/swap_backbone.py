@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument(
         '--weights',
         default='published',
-        help='ImageNet weights: a path or URL, "published" (%(default)s) or "none"',
+        help='ImageNet weights that training starts from, model.pretrained of OUT: a path or URL; '
+        '"published", mmpretrain\'s of the architecture, which training downloads (default); '
+        '"none", random weights',
     )
     args = parser.parse_args()
     with user_errors('swap_backbone'):

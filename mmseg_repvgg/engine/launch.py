@@ -143,6 +143,7 @@ def test(
     _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'test_dataloader')
     cfg.load_from = checkpoint
+    _drop_initial_weights(cfg)
     if show or show_dir:
         _set_drawing(cfg, show, show_dir, wait_time)
     if tta:
@@ -206,9 +207,16 @@ def _set_resume(cfg: Config, resume: bool | str) -> None:
     if not source:
         return
     cfg.load_from = source
+    _drop_initial_weights(cfg)
     if (cfg.get('randomness') or {}).get('seed') is None and Path(source).is_file():
         # mmengine also reads it from the checkpoint, but after building the sampler
         cfg.merge_from_dict({'randomness.seed': seed_of_checkpoint(source)})
+
+
+def _drop_initial_weights(cfg: Config) -> None:
+    """Do not download ImageNet weights that a checkpoint replaces."""
+    if cfg.model.get('pretrained'):
+        cfg.model.pretrained = None
 
 
 def _set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

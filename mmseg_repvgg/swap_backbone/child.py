@@ -84,8 +84,8 @@ def swap_backbone(
         arch: As in :class:`~mmseg_repvgg.models.DilatedRepVGG`.
         variant: ``full`` or ``fast`` (paper, section 4.3), or ``none`` for no dilation; by default
             strides and dilations are those of the config's own backbone.
-        weights: ImageNet weights: a path or URL; ``published`` for those of mmpretrain's model zoo,
-            if any; or ``none``.
+        weights: What ``model.pretrained`` becomes: a path or URL of ImageNet weights; ``published``
+            for those of mmpretrain's model zoo, if any; or ``none``.
 
     Raises:
         CannotSwapError: If the config cannot take the backbone; says why.
@@ -104,9 +104,12 @@ def swap_backbone(
     old = backbone_maps(replaced, settings)
     stages = stages_for(settings, old, row, variant)
     new = stages.maps(row)
-    backbone = _backbone(settings, arch, stages, weights)
-    without = {key: None for key in ('pretrained', 'init_cfg') if cfg.model.get(key) is not None}
-    model = dict(without, backbone=backbone, **changed_model(cfg.model, old, new))
+    source = _source(arch, weights)
+    initial = {key: None for key in ('pretrained', 'init_cfg') if cfg.model.get(key) is not None}
+    if source is not None:
+        initial['pretrained'] = source
+    backbone = _backbone(settings, arch, stages)
+    model = dict(initial, backbone=backbone, **changed_model(cfg.model, old, new))
     with torch.device('meta'):
         schedule, notes = changed_schedule(cfg, replaced, DilatedRepVGG(row))
     sections = dict(
@@ -119,7 +122,7 @@ def swap_backbone(
     name = f'RepVGG-{arch}' if isinstance(arch, str) else f'a RepVGG of {row.num_blocks} layers'
     header = _header(f'{path.stem} on {name}', config, out, arch, variant, weights)
     _write(out, reference(path, out), header, sections)
-    notes += _model_notes(cfg, backbone)
+    notes += _model_notes(cfg, arch, source)
     maps = tuple(zip(old, new, strict=True))
     return SwapReport(out, path, settings['type'], maps, tuple(notes))
 
@@ -138,8 +141,14 @@ def _backbone_of(cfg: Config) -> dict[str, Any]:
     return dict(model['backbone'])
 
 
+def _source(arch: str | Mapping[str, Any], weights: str) -> str | None:
+    """Path or URL of the ImageNet weights, if any."""
+    published = PUBLISHED.get(arch) if isinstance(arch, str) else None
+    return {PUBLISHED_WEIGHTS: published, 'none': None}.get(weights, weights)
+
+
 def _backbone(
-    old: Mapping[str, Any], arch: str | Mapping[str, Any], stages: Stages, weights: str
+    old: Mapping[str, Any], arch: str | Mapping[str, Any], stages: Stages
 ) -> dict[str, Any]:
     norm = (old.get('norm_cfg') or {}).get('type')
     backbone: dict[str, Any] = dict(
@@ -158,18 +167,13 @@ def _backbone(
         comparable = key != 'frozen_stages' or 'depth' in old
         if comparable and old.get(key, default) != default:
             backbone[key] = old[key]
-    published = PUBLISHED.get(arch) if isinstance(arch, str) else None
-    source = {PUBLISHED_WEIGHTS: published, 'none': None}.get(weights, weights)
-    if source is not None:
-        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=source, prefix='backbone.')
     return backbone
 
 
-def _model_notes(cfg: Config, backbone: Mapping[str, Any]) -> list[str]:
+def _model_notes(cfg: Config, arch: str | Mapping[str, Any], source: str | None) -> list[str]:
     notes, model = [], cfg.model
     mean = (model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean')
-    if 'init_cfg' not in backbone:
-        arch = backbone['arch']
+    if source is None:
         notes.append(f'no ImageNet weights for {arch}: the backbone is trained from scratch')
     elif list(mean or IMAGENET_MEAN) != IMAGENET_MEAN:
         notes.append(f"images have the base's mean {mean}, the weights are for {IMAGENET_MEAN}")

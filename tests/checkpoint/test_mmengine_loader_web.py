@@ -1,12 +1,9 @@
 """mmengine reads checkpoints from the web safely; the web is a server on this machine."""
 
 import contextlib
-import functools
 import hashlib
-import http.server
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,32 +12,6 @@ from mmengine.runner import CheckpointLoader, checkpoint
 
 from mmseg_repvgg.checkpoint import CheckpointError, UnsafeCheckpointError, mmengine_loader
 from tests.checkpoint import payloads
-
-
-@pytest.fixture
-def web(tmp_path, monkeypatch):
-    """A folder served on this machine: (folder, its URL, the requests so far)."""
-    folder, requests = tmp_path / 'served', []
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, _format, *args):
-            requests.append(args[0])
-
-    server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
-    thread.start()
-    monkeypatch.setenv('no_proxy', '*')
-    monkeypatch.setattr(torch.hub, '_hub_dir', None)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    try:
-        yield folder, f'http://127.0.0.1:{server.server_address[1]}', requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_download_is_read_safely_and_cached(web, tmp_path):

@@ -96,9 +96,8 @@ def test_the_child_changes_backbone_heads_schedule_and_hook_only(tmp_path):
         dilations=(1, 1, 2, 4),
         out_indices=(0, 1, 2, 3),
         norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint=PUBLISHED['B1g2'], prefix='backbone.'),
     )
-    assert cfg.model.pretrained is None
+    assert cfg.model.pretrained == PUBLISHED['B1g2']
     assert (cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels) == (2048, 512)
     warm_up, poly = cfg.param_scheduler
     assert (warm_up.type, warm_up.begin, warm_up.end) == ('LinearLR', 0, 1000)
@@ -196,7 +195,7 @@ load_from = 'resnet_fcn.pth'
     cfg = Config.fromfile(str(tmp_path / 'new' / 'swapped' / 'child.py'))
     backbone = cfg.model.backbone
     assert (backbone.frozen_stages, backbone.norm_eval, backbone.in_channels) == (1, True, 4)
-    assert 'init_cfg' not in backbone
+    assert cfg.model.pretrained is None  # instead of the weights of the ResNet
     assert [h.type for h in cfg.custom_hooks] == ['EMAHook', 'RepVGGDeployHook']
     assert cfg.load_from is None
     init_default_scope('mmseg')
