@@ -21,9 +21,12 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument('--out', help='folder for the predicted label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for images of the predictions')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
+    parser.add_argument(
+        '--verbose', action='store_true', help="show mmengine's whole log, not only in the log file"
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     # torch.distributed.launch passes it; torchrun sets the environment variable
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -39,6 +42,7 @@ def main() -> None:
         wait_time=args.wait_time,
         tta=args.tta,
         launcher=args.launcher,
+        verbose=args.verbose,
     )
     with user_errors('test'):
         cfg = launch.load_config(args.config, args.cfg_options)

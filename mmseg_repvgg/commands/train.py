@@ -23,6 +23,12 @@ def main() -> None:
         action='store_true',
         help='automatic mixed precision: float16 on a GPU, bfloat16 on the CPU',
     )
+    parser.add_argument(
+        '--verbose', action='store_true', help="show mmengine's whole log, not only in the log file"
+    )
+    parser.add_argument(
+        '--tensorboard', action='store_true', help='also log for TensorBoard, in the work folder'
+    )
     parser.add_argument('--launcher', choices=launch.LAUNCHERS, default='none')
     # torch.distributed.launch passes it; torchrun sets the environment variable
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -35,4 +41,6 @@ def main() -> None:
             args.resume,
             args.amp,
             args.launcher,
+            args.verbose,
+            args.tensorboard,
         )

@@ -7,6 +7,7 @@ from mmseg_repvgg.engine.distributed import CPUDistributedDataParallel
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
 from mmseg_repvgg.engine.mixed_precision import CpuAmpOptimWrapper
+from mmseg_repvgg.engine.pictures import PictureBackend
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'DataCheckHook',
     'LabelCheckHook',
     'LoadCheckHook',
+    'PictureBackend',
     'RepVGGDeployHook',
     'SafeCheckpointHook',
     'StepSeedHook',

@@ -54,6 +54,22 @@ def check_data(cfg: Config, *loaders: str) -> None:
                 _check_images(f'{loader}.{key}', dataset, cfg.get('default_scope') or 'mmseg')
 
 
+def check_not_data(cfg: Config, option: str, folder: str) -> None:
+    """Refuse an output folder in a folder of the test data, whose files have the same names.
+
+    Raises:
+        ValueError: If it is; the message names the option.
+    """
+    for key, dataset in data_sets(cfg.test_dataloader.dataset):
+        for place in (dataset.get('data_prefix') or {}).values():
+            data = Path(dataset.get('data_root') or '', place or '').resolve()
+            if Path(folder).resolve().is_relative_to(data):
+                raise ValueError(
+                    f'{option} {folder!r} is in {str(data)!r}, a folder of test_dataloader.{key}, '
+                    'and would overwrite data: give another folder'
+                )
+
+
 def _check_images(where: str, dataset: Mapping[str, Any], scope: str) -> None:
     """Check that there are images; of a data set without, mmengine says only what numpy does."""
     from mmseg.datasets import BaseSegDataset  # not above: classifiers do not need mmseg

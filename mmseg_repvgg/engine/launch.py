@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from mmengine.runner import Runner
 from mmseg_repvgg.atomic_files import writable_folder
 from mmseg_repvgg.checks import check_model
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.engine.console import ShortLogRunner, without_known_warnings
 from mmseg_repvgg.engine.data_check_hook import DataCheckHook
-from mmseg_repvgg.engine.data_settings import check_data, data_sets
+from mmseg_repvgg.engine.data_settings import check_data, check_not_data, data_sets
 from mmseg_repvgg.engine.distributed import prepare_for_cpu
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
@@ -30,6 +33,7 @@ from mmseg_repvgg.engine.resume import (
     seed_of_checkpoint,
 )
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
+from mmseg_repvgg.engine.summary_hook import SummaryHook
 from mmseg_repvgg.shipped_files import find_config
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -66,6 +70,8 @@ def train(
     resume: bool | str = False,
     amp: bool = False,
     launcher: str = 'none',
+    verbose: bool = False,
+    tensorboard: bool = False,
 ) -> Runner:
     """Train what a config describes.
 
@@ -77,13 +83,16 @@ def train(
             that file.
         amp: Automatic mixed precision: float16 on a GPU, bfloat16 on the CPU.
         launcher: One of :data:`LAUNCHERS`.
+        verbose: Show mmengine's whole log on the console; it is always in the log file.
+        tensorboard: Also write the scores for TensorBoard.
 
     Returns:
         The runner, after training.
 
     Raises:
         FileNotFoundError: If a data folder is missing.
-        ValueError: If the config is that of a fused model, or ``amp`` cannot be used.
+        ValueError: If the config is that of a fused model, ``amp`` cannot be used, or
+            ``tensorboard`` is not installed.
     """
     cfg = copy.deepcopy(cfg)
     check_model(cfg)
@@ -96,9 +105,13 @@ def train(
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     set_precision(cfg, amp)
     _set_resume(cfg, resume)
+    _fit_intervals(cfg)
+    if tensorboard:
+        _add_tensorboard(cfg)
     make_resumable(cfg)
-    runner = _build_runner(cfg, 1.0 if cfg.resume else 0.5, StepSeedHook())
-    runner.train()
+    with nullcontext() if verbose else without_known_warnings():
+        runner = _build_runner(cfg, 1.0 if cfg.resume else 0.5, verbose, StepSeedHook())
+        runner.train()
     return runner
 
 
@@ -112,6 +125,7 @@ def test(
     wait_time: float = 2,
     tta: bool = False,
     launcher: str = 'none',
+    verbose: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test set.
 
@@ -121,17 +135,19 @@ def test(
         work_dir: Where logs and metrics go; as in :func:`train`.
         out: Folder for the predicted label maps.
         show: Show predictions in a window, each for ``wait_time`` seconds.
-        show_dir: Folder for painted predictions.
+        show_dir: Folder for painted predictions, under the names of the images.
         wait_time: Seconds.
         tta: Test-time augmentation, the config's ``tta_model`` and ``tta_pipeline``.
         launcher: One of :data:`LAUNCHERS`.
+        verbose: As in :func:`train`.
 
     Returns:
         The metrics by name, in percent.
 
     Raises:
         FileNotFoundError: If a data folder is missing.
-        ValueError: If the config lacks what an option needs, or ``checkpoint`` is exported.
+        ValueError: If the config lacks what an option needs, ``checkpoint`` is exported, or an
+            output folder is that of the data.
     """
     if checkpoint is not None and Path(f'{checkpoint}.json').is_file():
         raise ValueError(
@@ -154,7 +170,8 @@ def test(
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     if out is not None:
         _keep_predictions(cfg, out)
-    return _build_runner(cfg, 1.0).test()
+    with nullcontext() if verbose else without_known_warnings():
+        return _build_runner(cfg, 1.0, verbose).test()
 
 
 def _prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
@@ -175,17 +192,22 @@ def _prepare(cfg: Config, work_dir: str | None, launcher: str) -> None:
         warn_of_slow_half()
 
 
-def _build_runner(cfg: Config, required: float, *hooks: Hook) -> Runner:
+def _build_runner(cfg: Config, required: float, verbose: bool, *hooks: Hook) -> Runner:
     """Build mmengine's Runner or the one named by ``runner_type``, with hooks that check its input.
 
     Args:
         cfg: The config.
         required: The share of the model's tensors that a checkpoint must fill; 1 also applies to a
             LoadCheckHook of the config.
+        verbose: Show mmengine's whole log; always so with ``runner_type``.
         *hooks: Further hooks. All are registered unless the config has one of their type.
     """
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (LoadCheckHook(required), DataCheckHook(), LabelCheckHook(), *hooks):
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = (Runner if verbose else ShortLogRunner).from_cfg(cfg)
+    own_hooks = LoadCheckHook(required), DataCheckHook(), LabelCheckHook(), SummaryHook()
+    for hook in (*own_hooks, *hooks):
         own = [other for other in runner.hooks if isinstance(other, type(hook))]
         if not own:
             runner.register_hook(hook)
@@ -229,11 +251,36 @@ def _set_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float
     # interval: every image; mmseg's default is every 50th
     hook.update(draw=True, show=show, wait_time=wait_time, interval=1)
     if show_dir:
-        cfg.visualizer.save_dir = show_dir
+        check_not_data(cfg, '--show-dir', show_dir)
+        pictures = dict(type='PictureBackend', save_dir=str(writable_folder(show_dir)))
+        backends = cfg.visualizer.get('vis_backends') or []
+        others = [backend for backend in backends if type_name(backend) != 'LocalVisBackend']
+        cfg.visualizer.vis_backends = [*others, pictures]
+
+
+def _add_tensorboard(cfg: Config) -> None:
+    if find_spec('tensorboard') is None:
+        raise ValueError('--tensorboard needs a package: pip install tensorboard')
+    visualizer = cfg.setdefault('visualizer', dict(type='Visualizer'))
+    backends = visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
+    if 'TensorboardVisBackend' not in map(type_name, backends):
+        visualizer['vis_backends'] = [*backends, dict(type='TensorboardVisBackend')]
+
+
+def _fit_intervals(cfg: Config) -> None:
+    """Let a training that is shorter than the config's intervals log and save before its end."""
+    total = (cfg.get('train_cfg') or {}).get('max_iters')
+    hooks = cfg.get('default_hooks') or {}
+    logger, checkpoint = (hooks.get(name) or {} for name in ('logger', 'checkpoint'))
+    if total and logger.get('interval', 10) > total:
+        logger['interval'] = max(1, total // 20)
+    if total and not checkpoint.get('by_epoch', True) and checkpoint.get('interval', -1) > total:
+        checkpoint['interval'] = min(total, max(total // 10, 200))
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:
     """Let the first metric that can write predictions write them."""
+    check_not_data(cfg, '--out', out)
     given = cfg.test_evaluator
     metrics = given if isinstance(given, (list, tuple)) else [given]
     with METRICS.switch_scope_and_registry(cfg.get('default_scope')) as registry:

@@ -105,7 +105,8 @@ def swap_backbone(
     stages = stages_for(settings, old, row, variant)
     new = stages.maps(row)
     source = _source(arch, weights)
-    initial = {key: None for key in ('pretrained', 'init_cfg') if cfg.model.get(key) is not None}
+    given = [key for key in ('pretrained', 'init_cfg') if cfg.model.get(key) is not None]
+    initial: dict[str, Any] = dict.fromkeys(given)
     if source is not None:
         initial['pretrained'] = source
     backbone = _backbone(settings, arch, stages)
