@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.benchmark.candidate import Row
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.markdown import markdown_table
-
-COLOURS = [matplotlib.colormaps['tab20'](i) for i in range(20)]
+from mmseg_repvgg.plots.style import (
+    COLOURS,
+    bar_height,
+    grouped_bars,
+    legend_above,
+    new_figure,
+    place_labels,
+    plain_ticks,
+    save,
+)
 
 
 def row_table(
@@ -88,23 +92,14 @@ def bars(
     """
     if not names or not series:
         return  # none of the measured candidates is in this picture
-    figure = Figure(figsize=(9, 1.6 + 0.24 * len(names) * (len(series) + 1)), layout='constrained')
+    figure = new_figure(bar_height(names, series))
     axes = figure.subplots()
-    height = 0.85 / len(series)
-    for i, (name, values) in enumerate(series.items()):
-        places = [row + i * height for row in range(len(names))]
-        lengths = [value or 0 for value in values]
-        drawn = axes.barh(places, lengths, height, label=name, color=COLOURS[i % len(COLOURS)])
-        texts = ['' if value is None else f'{value:.2f}' for value in values]
-        axes.bar_label(drawn, texts, padding=2, fontsize=7)
-    axes.set_yticks([row + 0.425 - height / 2 for row in range(len(names))], names)
-    axes.invert_yaxis()
+    grouped_bars(axes, names, series)
     axes.axvline(1, color='grey', linewidth=0.8, linestyle=':')
-    axes.margins(x=0.08)
     axes.set_xlabel(label)
-    axes.set_title(title)
-    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.0, 1.0))
-    _save(figure, path)
+    figure.suptitle(title)
+    legend_above(axes)
+    save(figure, path)
 
 
 def scatter(
@@ -118,32 +113,34 @@ def scatter(
         x_label: Label of every x axis.
         y_label: Label of every y axis.
     """
-    figure = Figure(figsize=(7.5 * len(panels), 5.5), layout='constrained')
+    figure = new_figure(5.5 * len(panels))
+    kinds = {True: ('RepVGG, fused', COLOURS[0]), False: ('baselines, conv-BN fused', COLOURS[3])}
     for axes, (title, points) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
     ):
-        for ours, colour in ((True, 'tab:green'), (False, 'tab:red')):
-            chosen = {n: p for n, p in points.items() if n.startswith('RepVGG') == ours}
-            if not chosen:
-                continue
-            ordered = sorted(chosen.values())
-            style = '-o' if ours else 'o'
-            axes.plot(*zip(*ordered, strict=True), style, color=colour, markersize=4, linewidth=0.8,
-                      label='RepVGG, fused' if ours else 'baselines, conv-BN fused')  # fmt: skip
-            for name, point in chosen.items():
-                axes.annotate(
-                    name, point, textcoords='offset points', xytext=(4, 4 if ours else -9),
-                    fontsize=7, color=colour,
-                )  # fmt: skip
+        labels = [(name, point, kinds[_is_ours(name)][1]) for name, point in points.items()]
+        for ours, (kind, colour) in kinds.items():
+            ordered = sorted(point for name, point in points.items() if _is_ours(name) == ours)
+            if ordered:
+                style = '-o' if ours else 's'
+                axes.plot(
+                    *zip(*ordered, strict=True),
+                    style,
+                    color=colour,
+                    markersize=5,
+                    linewidth=0.8,
+                    label=kind,
+                )
         axes.set_xscale('log')
-        axes.margins(x=0.15)
-        axes.set(xlabel=x_label, ylabel=y_label, title=title)
+        axes.margins(x=0.1, y=0.1)
+        plain_ticks(axes.xaxis)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_title(title, loc='left')
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    _save(figure, path)
+        legend_above(axes)
+        place_labels(axes, labels)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=130, metadata={'Software': None})
+def _is_ours(name: str) -> bool:
+    return name.startswith('RepVGG')

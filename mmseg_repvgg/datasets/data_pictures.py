@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.datasets.data_report import DataReport
 from mmseg_repvgg.deploy.images import as_picture, read_image
+from mmseg_repvgg.plots.style import bar_height, grouped_bars, legend_above, new_figure, save
 
 COLUMNS, ROWS = 4, 3
 """Of a sheet of overlays."""
@@ -27,20 +27,16 @@ IGNORED, UNKNOWN = (0, 0, 0), (255, 0, 255)
 def draw_shares(reports: Sequence[DataReport], path: Path) -> None:
     """Draw the share of every class in every data set as a bar chart (PNG)."""
     ids = sorted({label for report in reports for label in report.shares()})
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(ids) * len(reports)), layout='constrained')
+    names = [f'{i} {reports[0].label_name(i)}' for i in ids]
+    series: dict[str, list[float | None]] = {
+        report.name: [100 * report.shares().get(label, 0.0) for label in ids] for report in reports
+    }
+    figure = new_figure(bar_height(names, series))
     axes = figure.subplots()
-    height = 0.8 / len(reports)
-    for i, report in enumerate(reports):
-        shares = [100 * report.shares().get(label, 0.0) for label in ids]
-        places = np.arange(len(ids)) + (i - (len(reports) - 1) / 2) * height
-        bars = axes.barh(places, shares, height, label=report.name)
-        axes.bar_label(bars, [f'{share:.2f} %' for share in shares], padding=2, fontsize=7)
-    axes.set_yticks(range(len(ids)), [f'{i} {reports[0].label_name(i)}' for i in ids])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
+    grouped_bars(axes, names, series, '{:.2f} %')
     axes.set_xlabel('pixels in %')
-    axes.legend()
-    _save(figure, path)
+    legend_above(axes)
+    save(figure, path)
 
 
 def draw_sheet(report: DataReport, loader: Any, path: Path) -> None:
@@ -68,7 +64,7 @@ def draw_sheet(report: DataReport, loader: Any, path: Path) -> None:
     found = sorted(report.shares())
     handles = [Patch(color=colours[i] / 255, label=f'{i} {report.label_name(i)}') for i in found]
     figure.legend(handles=handles, loc='outside lower center', ncols=8, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def overlay(sample: dict[str, Any], loader: Any, colours: np.ndarray) -> np.ndarray:
@@ -80,8 +76,3 @@ def overlay(sample: dict[str, Any], loader: Any, colours: np.ndarray) -> np.ndar
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
     return cv2.addWeighted(small, 1 - OPACITY, colours[labels], OPACITY, 0)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=100, format='png')
