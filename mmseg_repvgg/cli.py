@@ -19,7 +19,7 @@ from mmseg_repvgg.version import __version__
 
 PROGRAM = 'mmseg-repvgg'
 GROUPS = {
-    'train and evaluate': ('train', 'test', 'swap-backbone', 'convert-weights'),
+    'train and evaluate': ('train', 'test', 'plot', 'swap-backbone', 'convert-weights'),
     'deploy': ('fuse', 'export', 'predict', 'compare-exported'),
     'data': ('check-data', 'convert-masks', 'prepare-cityscapes', 'make-demo-scenes'),
     'measure': ('benchmark', 'estimate-memory', 'learning-rates', 'paper-tables'),

@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def config_parser(description: str | None, config: str = 'config file') -> argparse.ArgumentParser:
+def config_parser(
+    description: str | None, config: str = 'config file', add_help: bool = True
+) -> argparse.ArgumentParser:
     """A parser for ``config`` and ``--cfg-options``, which ``launch.load_config`` takes.
 
     Args:
         description: Shown as it is.
         config: Help of the argument ``config``.
+        add_help: Whether it has ``--help``; not as one of the ``parents`` of another parser.
     """
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=add_help,
     )
     parser.add_argument('config', help=config)
     parser.add_argument(

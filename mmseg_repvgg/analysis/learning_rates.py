@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.datasets.demo_scenes import make_demo_scenes
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.markdown import markdown_table
+from mmseg_repvgg.plots.curves import running_mean
+from mmseg_repvgg.plots.style import COLOURS, new_figure, plain_ticks, save
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
 from mmseg_repvgg.shipped_files import config_path
 
@@ -51,9 +52,7 @@ class Curve:
     @property
     def smooth(self) -> list[float]:
         """Losses averaged over the last :data:`WINDOW` iterations; NaN if one of them is."""
-        values = [math.nan if loss is None else loss for loss in self.losses]
-        parts = (values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values)))
-        return [sum(part) / len(part) for part in parts]
+        return running_mean([math.nan if loss is None else loss for loss in self.losses], WINDOW)
 
 
 def train_curve(curve: Curve, scenes: Path, work_dir: Path) -> Curve:
@@ -174,19 +173,23 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
         OSError: If it cannot be written.
     """
     rates = sorted({curve.learning_rate for curve in curves})
-    figure = Figure(figsize=(3.4 * len(rates), 3.6), layout='constrained')
-    panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
-    for axes, rate in zip(panels, rates, strict=True):
+    rows = -(-len(rates) // 3)
+    figure = new_figure(0.4 + 3 * rows)
+    grid = figure.subplots(rows, 3, squeeze=False, sharey=True)
+    for axes, rate in zip(grid.flat, rates, strict=False):
         shown: set[bool] = set()
         for curve in (c for c in curves if c.learning_rate == rate):
             warm = curve.warm_up > 0
             label = f'warm-up over {curve.warm_up}' if warm else 'no warm-up'
             (line,) = axes.plot(range(1, len(curve.losses) + 1), curve.smooth, linewidth=1.2)
-            line.set(color='tab:green' if warm else 'tab:red', label='' if warm in shown else label)
+            line.set(color=COLOURS[0 if warm else 3], label='' if warm in shown else label)
             shown.add(warm)
         axes.set(title=f'learning rate {rate:g}', xlabel='iteration', yscale='log')
         axes.grid(alpha=0.3, which='both')
-        axes.legend(fontsize=8)
-    panels[0].set_ylabel(f'training loss, mean of {WINDOW}')
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={'Software': None})
+        axes.legend(fontsize=9, loc='upper right')
+    for axes in grid.flat[len(rates) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f'training loss, mean of {WINDOW}')
+        plain_ticks(axes.yaxis)
+    save(figure, path)

@@ -115,7 +115,7 @@ def fuse_checkpoint(
         raise ValueError(f'OUT {str(out)!r} is the training checkpoint itself; give another name')
     check_tolerance(tolerance)
     check_integer('num_images', num_images, 0)
-    before, loaded = _load_training_model(cfg, checkpoint)
+    before, loaded = load_training_model(cfg, checkpoint)
     original = _copy_on(before, on)
     rewrites = default_names(original, compared=True) if rewrites is None else check_names(rewrites)
     after, counts = deployed_copy(before, rewrites)
@@ -146,8 +146,12 @@ def fuse_checkpoint(
     )
 
 
-def _load_training_model(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a model in training form; also return the content of the checkpoint."""
+def load_training_model(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a model in training form; also return the content of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit the config or is fused already.
+    """
     check_model(cfg)
     loaded = read_checkpoint(checkpoint)
     state = state_dict_of(loaded)
@@ -167,18 +171,27 @@ def _copy_on(model: nn.Module, device: torch.device) -> nn.Module:
 def _compare_images(
     cfg: Config, before: Any, after: nn.Module, tolerance: float, count: int
 ) -> tuple[Difference | None, int]:
-    """Compare on up to ``count`` test images; return the worst difference and image count.
-
-    Images are cropped to the sliding window, if any.
-    """
+    """Compare on up to ``count`` test images; return the worst difference and image count."""
     worst, seen = None, 0
-    height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
-    for image in _test_images(cfg, count) if count else ():
-        inputs = before.data_preprocessor(dict(inputs=[image]), False)['inputs']
-        found = compare(before, after, inputs[..., :height, :width])
+    for inputs in test_inputs(cfg, before, count):
+        found = compare(before, after, inputs)
         require_equal(found, tolerance, f'image {seen} of the test set')
         worst, seen = found if worst is None else worst.merge(found), seen + 1
     return worst, seen
+
+
+def test_inputs(cfg: Config, model: Any, count: int) -> Iterator[Tensor]:
+    """Yield preprocessed test images (1, C, H, W), cropped to the sliding window, if any.
+
+    Yields none if the data are not there.
+
+    Raises:
+        ValueError: If a file cannot be loaded.
+    """
+    height, width = (cfg.model.get('test_cfg') or {}).get('crop_size') or (None, None)
+    for image in _test_images(cfg, count) if count else ():
+        inputs = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
+        yield inputs[..., :height, :width]
 
 
 def _test_images(cfg: Config, count: int) -> Iterator[Tensor]:

@@ -111,7 +111,7 @@ class RepVGGBlock(BaseModule):
         out = self.branch_reparam(x) if self.deploy else self._add_branches(x)
         return self.act(self.se_layer(out))
 
-    # The variants override these three
+    # The variants override these four
 
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
         """Build the training form; ``branch_3x3.conv`` has the geometry of the fused conv."""
@@ -131,14 +131,18 @@ class RepVGGBlock(BaseModule):
             out = out + self.branch_norm(x)
         return out
 
-    def _merge(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias, float64, of the conv that equals :meth:`_add_branches` (eq. 3-4)."""
-        convs = [branch for branch in (self.branch_3x3, self.branch_1x1) if branch is not None]
-        branches = [(branch.conv.weight, branch.norm) for branch in convs]
+    def branch_kernels(self) -> dict[str, tuple[Tensor, nn.Module]]:
+        """Weight (C_out, C_in / groups, kh, kw) and norm of each branch that there is, by name."""
+        convs = {'3x3': self.branch_3x3, '1x1': self.branch_1x1}
+        found = {name: (b.conv.weight, b.norm) for name, b in convs.items() if b is not None}
         if self.branch_norm is not None:
             identity = identity_kernel(self.branch_3x3.conv.weight, self.groups)
-            branches.append((identity, self.branch_norm))
-        return merge_branches(branches)
+            found['identity'] = identity, self.branch_norm
+        return found
+
+    def _merge(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias, float64, of the conv that equals :meth:`_add_branches` (eq. 3-4)."""
+        return merge_branches(self.branch_kernels().values())
 
     def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
         """Kernel (C_out, C_in / groups, 3, 3) and bias (C_out,) of the fused block, float64.

@@ -13,7 +13,6 @@ from mmseg_repvgg.models.block import RepVGGBlock
 from mmseg_repvgg.models.layer import Layer, batch_norm, conv_bn
 from mmseg_repvgg.models.residual import residual_stage
 from mmseg_repvgg.reparam.batchnorm import fold_batchnorm, to_float64
-from mmseg_repvgg.reparam.branches import merge_branches
 from mmseg_repvgg.reparam.dirac_kernels import dirac_kernel, trivial_kernel
 
 
@@ -95,9 +94,10 @@ class AsymmetricConvBlock(RepVGGBlock):
     def _add_branches(self, x: Tensor) -> Tensor:
         return self.branch_3x3(x) + self.branch_1x3(x) + self.branch_3x1(x)
 
-    def _merge(self) -> tuple[Tensor, Tensor]:
-        branches = (self.branch_3x3, self.branch_1x3, self.branch_3x1)
-        return merge_branches((branch.conv.weight, branch.norm) for branch in branches)
+    def branch_kernels(self) -> dict[str, tuple[Tensor, nn.Module]]:
+        """As in :class:`RepVGGBlock`."""
+        convs = (self.branch_3x3, self.branch_1x3, self.branch_3x1)
+        return {n: (b.conv.weight, b.norm) for n, b in zip(self.BRANCHES, convs, strict=True)}
 
 
 class TrivialConv2d(nn.Conv2d):
@@ -146,9 +146,9 @@ class TrivialReparam(RepVGGBlock):
     def _add_branches(self, x: Tensor) -> Tensor:
         return self.branch_3x3(x)
 
-    def _merge(self) -> tuple[Tensor, Tensor]:
-        kernel = self.branch_3x3.conv.kernel(to_float64)
-        return fold_batchnorm(kernel, None, self.branch_3x3.norm)
+    def branch_kernels(self) -> dict[str, tuple[Tensor, nn.Module]]:
+        """As in :class:`RepVGGBlock`, the identity included."""
+        return {'3x3': (self.branch_3x3.conv.kernel(to_float64), self.branch_3x3.norm)}
 
 
 class DiracNetLayer(TrivialReparam):
