@@ -54,7 +54,7 @@ def test_the_commands_run(tmp_path):
         (shims / name).chmod(0o755)
     env = dict(os.environ, PATH=f'{shims}:{os.environ["PATH"]}')
     blocks = re.findall(r'```bash\n(.*?)```', TEXT, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     printed = ''
     for block in blocks:
         for command in block.splitlines():
@@ -78,6 +78,8 @@ def test_the_commands_run(tmp_path):
     assert 'train: 4 images, sizes 64x48 (4)' in printed
     work = tmp_path / 'work_dirs/my_data'
     assert {p.name for p in (work / 'data').iterdir()} == {'shares.png', 'train.png', 'val.png'}
+    for name in ('curves', 'first', 'first_iou', 'classes', 'branches', 'difference'):
+        assert (tmp_path / f'{name}.png').is_file(), name
     assert len(list((work / 'pictures').rglob('*.png'))) == 4
     assert len(list((tmp_path / 'predictions').glob('*_overlay.jpg'))) == 4
     scores = re.findall(r'mIoU: +([\d.]+)', printed)

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _curves(args: argparse.Namespace, out: Path) -> Figure:
-    return curves.draw_curves([curves.read_training(f) for f in args.folders], args.smooth)
+    return curves.draw_curves(curves.read_trainings(args.folders), args.smooth)
 
 
 def _confusion(args: argparse.Namespace, out: Path) -> Figure:

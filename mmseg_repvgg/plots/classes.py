@@ -126,6 +126,8 @@ def measure_confusion(cfg: Config, checkpoint: str, out: Path) -> Confusion:
     own = dict(type='ConfusionMatrix', out=str(out), name=out.stem, ignore_index=ignored)
     cfg.test_evaluator = [*metrics, own]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work_dir:
+        # a process keeps one visualizer per name, with its folder
+        cfg.visualizer = dict(cfg.get('visualizer') or dict(type='Visualizer'), name=work_dir)
         launch.test(cfg, checkpoint, work_dir)
     return Confusion.read(out)
 
@@ -177,5 +179,5 @@ def draw_classes(confusions: Sequence[Confusion], sort: bool = False) -> Figure:
     axes = figure.subplots()
     grouped_bars(axes, names, series, '{:.1f}', 'in no image')
     axes.set_xlabel('IoU, %')
-    legend_above(axes)
+    legend_above(axes, columns=2)
     return figure

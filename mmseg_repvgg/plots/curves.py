@@ -35,7 +35,19 @@ class Training:
         return [iteration for iteration, _ in found], [value for _, value in found]
 
 
-def read_training(folder: Path) -> Training:
+def read_trainings(folders: Sequence[Path]) -> list[Training]:
+    """Read trainings, named by their folders, or by the whole paths if these names repeat.
+
+    Raises:
+        ValueError: As :func:`read_training`.
+    """
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [read_training(*pair) for pair in zip(folders, names, strict=True)]
+
+
+def read_training(folder: Path, name: str = '') -> Training:
     """Read and join the logs of a training, ``<folder>/<time>/vis_data/scalars.json``.
 
     Where a training was resumed, the later log counts from its first iteration on: what the earlier
@@ -54,7 +66,7 @@ def read_training(folder: Path) -> Training:
             f'no log of a training found in {str(folder)!r}: give a work folder, which has files '
             'such as 20240131_120000/vis_data/scalars.json'
         )
-    return Training(folder.resolve().name, rows)
+    return Training(name, rows)
 
 
 def _read_log(file: Path) -> list[tuple[int, dict[str, Any]]]:
