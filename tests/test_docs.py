@@ -12,6 +12,7 @@ PAGES = [
     *(PROJECT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG')),
     *sorted(PROJECT.glob('docs/**/*.md')),
     *sorted(PROJECT.glob('benchmarks/**/*.md')),
+    *sorted(PROJECT.glob('notebooks/*.py')),
 ]
 LINK = re.compile(r'\]\((?![a-z]+:)([^)#\s]*)#?([^)\s]*)\)')
 

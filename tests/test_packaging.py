@@ -22,7 +22,7 @@ from mmseg_repvgg.shipped_files import find_config
 from mmseg_repvgg.version import __version__
 
 PROJECT = Path(__file__).parents[1]
-FOLDERS = ('mmseg_repvgg', 'configs', 'tools', 'tests', 'docs')
+FOLDERS = ('mmseg_repvgg', 'configs', 'tools', 'tests', 'docs', 'notebooks')
 SHIPPED = ('configs', 'tools')
 BUILD = 'import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])("out"))'
 NAME = f'mmseg_repvgg-{__version__}'
