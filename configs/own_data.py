@@ -13,8 +13,8 @@ lists = ''  # '{split}.txt': files in data_root with a name per line, without su
 classes = ('background', 'thing')  # names of the ids 0, 1, ... in the masks
 palette = None  # [[R, G, B], ...], a colour per class; None: random colours
 ignore_index = 255  # the id of void: not learned, not scored
-image_scale = (960, 540)  # width, height; images are resized to fit into it, before the crop
-crop_size = (505, 505)  # height, width of training crops: 8 k + 1
+image_scale = (1024, 576)  # width, height; images are resized to fit into it, before the crop
+crop_size = (512, 512)  # height, width of training crops: multiples of 8
 batch_size, max_iters = 4, 20000
 arch, pretrained = 'A0', None  # of the backbone; ImageNet weights, a path or a URL
 sigmoid = False  # True, for two classes: one output channel instead of two
@@ -34,6 +34,7 @@ head = dict(
     out_channels=1 if sigmoid else num_classes,
     threshold=0.5 if sigmoid else None,
     ignore_index=ignore_index,
+    align_corners=False,  # True fits sizes of 8 k + 1 only, which whole images rarely have
     loss_decode=dict(use_sigmoid=sigmoid, avg_non_ignore=True),  # void does not count
 )
 data_preprocessor = dict(size=crop_size, seg_pad_val=ignore_index)

@@ -9,7 +9,7 @@ import numpy as np
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SMALL = dict(
     image_scale=(64, 48),
-    crop_size=(33, 33),
+    crop_size=(32, 32),
     batch_size=2,
     max_iters=2,
     classes=('sky', 'ground', 'thing'),

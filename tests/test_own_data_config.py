@@ -24,6 +24,7 @@ def test_classes_and_void_reach_everything_that_needs_them(tmp_path):
         head = cfg.model[name]
         assert (head.num_classes, head.out_channels, head.ignore_index) == (6, 6, 6)
         assert not head.loss_decode.use_sigmoid
+        assert not head.align_corners
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo == dict(classes=SIX, palette=palette)
         assert loader.dataset.ignore_index == 6
@@ -36,10 +37,10 @@ def test_classes_and_void_reach_everything_that_needs_them(tmp_path):
 @pytest.mark.parametrize(
     ('scale', 'crop', 'mode'),
     [
-        ((640, 480), (321, 321), 'whole'),
-        ((640, 480), (313, 313), 'slide'),
-        ((480, 640), (313, 313), 'slide'),
-        ((64, 48), (321, 321), 'whole'),
+        ((640, 480), (320, 320), 'whole'),
+        ((640, 480), (312, 312), 'slide'),
+        ((480, 640), (312, 312), 'slide'),
+        ((64, 48), (320, 320), 'whole'),
     ],
 )
 def test_sizes_reach_the_padding_and_the_windows(tmp_path, scale, crop, mode):

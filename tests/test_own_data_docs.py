@@ -58,7 +58,7 @@ def test_the_commands_run(tmp_path):
     printed = ''
     for block in blocks:
         for command in block.splitlines():
-            command = command.replace('iter_20000', 'iter_2').replace('540 960', '48 64')
+            command = command.replace('iter_20000', 'iter_2').replace('576 1024', '48 64')
             done = subprocess.run(
                 ['bash', '-c', command], cwd=tmp_path, env=env, capture_output=True, text=True
             )

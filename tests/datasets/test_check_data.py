@@ -267,8 +267,8 @@ def test_what_may_be_meant_is_a_note(tmp_path):
     assert not train.problems
     assert train.notes[0].startswith('1 masks have no image (') and 'train3.png' in train.notes[0]
     assert train.notes[1] == 'no mask has the classes car'
-    assert 'every crop of (33, 33) is padded' in train.notes[2]
-    assert 'Set model.data_preprocessor.size=(33, 33)' in train.notes[2]
+    assert 'every crop of (32, 32) is padded' in train.notes[2]
+    assert 'Set model.data_preprocessor.size=(32, 32)' in train.notes[2]
     _, val = checked(tmp_path, options={'val_evaluator.ignore_index': 1})
     assert 'IoUMetric ignores the class 1 (ground)' in val.notes[0]
     one = checked(tmp_path, classes=('thing',))[0].notes[0]
@@ -305,6 +305,7 @@ def test_data_sets_in_wrappers_are_inspected(tmp_path):
     assert len(train.samples) == 8 and not train.problems
 
 
+@pytest.mark.slow
 def test_the_hook_is_switched_off_by_its_option(tmp_path):
     data = draw_pairs(tmp_path / 'data')
     for file in (data / 'masks/val').iterdir():
