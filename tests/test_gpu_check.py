@@ -42,6 +42,7 @@ def test_the_sections_that_need_no_training():
     assert kept['ours'] == kept['mmpretrain'] > 1.3 * kept['recompute_1x1']
 
 
+@pytest.mark.slow
 def test_problems_are_reported_and_the_others_go_on(monkeypatch):
     def wrong(model, names):
         copied, counts = right(model, names)

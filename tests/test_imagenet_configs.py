@@ -102,6 +102,7 @@ def call(name, *args, cwd):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_train_fuse_and_test_a_classifier_on_a_folder_per_class(tmp_path):
     """Two classes that differ in brightness: learned in a few steps, fused or not."""
     rng = np.random.default_rng(0)

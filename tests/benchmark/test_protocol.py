@@ -10,6 +10,7 @@ from mmseg_repvgg.benchmark.run import compare_outputs
 FAKES = 'tests.benchmark.fakes'
 
 
+@pytest.mark.slow
 def test_times_memory_and_failures():
     candidates = [
         Candidate('half', f'{FAKES}:sleeper', dict(seconds=0.12, note='x')),

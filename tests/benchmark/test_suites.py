@@ -209,7 +209,7 @@ def test_wrong_names_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'options'),
     [
-        ('figure3', []),
+        pytest.param('figure3', [], marks=pytest.mark.slow),
         pytest.param('table1', ['--runtimes', 'pytorch', 'mnn'], marks=pytest.mark.slow),
         pytest.param('training', [], marks=pytest.mark.slow),
         pytest.param('table6', [], marks=pytest.mark.slow),

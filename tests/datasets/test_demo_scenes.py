@@ -121,6 +121,7 @@ def test_tail_lights_are_seen_from_behind(heading: float, red: bool) -> None:
 # Scenes
 
 
+@pytest.mark.slow
 def test_classes_are_in_most_scenes() -> None:
     """Every class covers at least 1 pixel in 500 of most scenes, and nothing else occurs."""
     scenes, seen = 12, np.zeros(256)

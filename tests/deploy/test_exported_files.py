@@ -37,8 +37,8 @@ def test_a_relative_path(segmentor, tmp_path, monkeypatch, out):
 @pytest.mark.parametrize(
     'out',
     [
-        'new\nline.mnn',
         'ü 日本.xml',
+        pytest.param('new\nline.mnn', marks=pytest.mark.slow),
         pytest.param('-m.mnn', marks=pytest.mark.slow),
         pytest.param('a.b.c.xml', marks=pytest.mark.slow),
     ],

@@ -118,7 +118,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize('way', list(WAYS))
+QUICK = ('Normalize', '16 bits', 'alpha')
+
+
+@pytest.mark.parametrize(
+    'way', [pytest.param(w, marks=[pytest.mark.slow] * (w not in QUICK)) for w in WAYS]
+)
 def test_segmenter_and_mmseg_give_the_same_labels(segmentor, tmp_path, way):
     loading, preprocessor, kind = WAYS[way]
     changes = {f'model.data_preprocessor.{k}': v for k, v in preprocessor.items()}

@@ -119,7 +119,9 @@ def test_torch_on_a_gpu_that_is_not_there(tmp_path):
         load_runtime(described(tmp_path, format='torch'), device='cuda')
 
 
-@pytest.mark.parametrize('device', ['CPU', 'auto:cpu', 'hetero:cpu'])
+@pytest.mark.parametrize(
+    'device', ['CPU', 'auto:cpu', pytest.param('hetero:cpu', marks=pytest.mark.slow)]
+)
 def test_openvinos_names_of_devices(segmentor, tmp_path, device):
     pytest.importorskip('openvino')
     cfg, _, checkpoint = segmentor

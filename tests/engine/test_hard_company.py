@@ -311,7 +311,11 @@ class Guest(Hook):
                 self.runner.train()
 
 
-@pytest.mark.parametrize('shared', [False, True], ids=['a hook each', 'one hook for both'])
+@pytest.mark.parametrize(
+    'shared',
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=['a hook each', 'one hook for both'],
+)
 def test_several_models_in_one_process(scenes, tmp_path, shared):
     """One is validated and trained while the fused copy of the other is live."""
     outcomes = []
@@ -353,6 +357,7 @@ def tta_cfg(scenes, work_dir, own_hooks):
     )
 
 
+@pytest.mark.slow
 def test_test_time_augmentation(scenes, tmp_path):
     """By ``tools/test.py --tta``, and by mmengine's PrepareTTAHook after a training."""
     scores = []

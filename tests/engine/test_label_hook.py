@@ -81,7 +81,7 @@ def train(cfg):
             marks=pytest.mark.slow,
         ),
         ((0, 1), TWO, dict(out_channels=1, threshold=0.4, loss_decode=SIGMOID), {}),
-        ((0, 1, 2), TWO, {}, dict(reduce_zero_label=True)),
+        pytest.param((0, 1, 2), TWO, {}, dict(reduce_zero_label=True), marks=pytest.mark.slow),
         pytest.param((0, 1, 255), TWO, {}, {}, marks=pytest.mark.slow),
     ],
     ids=['one class', 'one class, one channel', 'two classes, one channel', 'reduced', 'ignored'],

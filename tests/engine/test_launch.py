@@ -87,15 +87,17 @@ def test_resume_in_a_config_is_not_ignored_in_silence(scenes, tmp_path):
             2,
             r'Resumed after 4 iterations, but epoch 2 starts after 3: .* \+1 iterations off',
         ),
-        (
+        pytest.param(
             'iter_3',
             2,
             r'Resumed after 3 iterations, but epoch 1 starts after 0: .* \+3 iterations off',
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             'epoch_1',
             3,
             r'Resumed after 3 iterations, but epoch 2 starts after 2: .* \+1 iterations off',
+            marks=pytest.mark.slow,
         ),
         ('epoch_1', 2, ''),
     ],
@@ -161,7 +163,7 @@ def names(runner):
     return [type(hook).__name__ for hook in runner.hooks]
 
 
-@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize('times', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_hooks_of_the_config_are_not_registered_again(scenes, tmp_path, times):
     """Nor do two of a kind do more than one: the losses and files of a resumed training."""
     found = []

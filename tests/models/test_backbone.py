@@ -175,7 +175,9 @@ def test_fewer_stages_equal_the_beginning_of_all():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize('form', ['training', 'evaluated', 'fused'])
+@pytest.mark.parametrize(
+    'form', ['training', pytest.param('evaluated', marks=pytest.mark.slow), 'fused']
+)
 def test_it_is_traced_compiled_and_exported(form):
     from torch.fx.experimental.proxy_tensor import make_fx
 

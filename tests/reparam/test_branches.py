@@ -18,6 +18,7 @@ from mmseg_repvgg.reparam.branches import (
 )
 from mmseg_repvgg.reparam.equivalence import EquivalenceError, compare, require_equal, tolerance_of
 from mmseg_repvgg.reparam.rewrites import deployed_copy
+from tests.checkpoint.parity import QUICK
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
 
 
@@ -320,12 +321,9 @@ def test_one_wrong_block_of_a_segmentor_is_caught(fault):
         require_equal(compare(model, bad, x), tolerance_of(model), 'test')
 
 
-LARGE = ('B2', 'B3', 'D2')  # the same layers as the others, and more and wider ones
-
-
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(n, marks=[pytest.mark.slow] * (n[:2] in LARGE)) for n in ARCHS],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in ARCHS],
 )
 def test_fused_logits_of_every_architecture(name):
     init_default_scope('mmseg')

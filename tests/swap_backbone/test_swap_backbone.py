@@ -374,7 +374,9 @@ def test_they_train_and_fuse(config, variant, tmp_path):
     assert outcome(config, tmp_path, variant=variant) == PASSED
 
 
-@pytest.mark.parametrize(('config', 'factor'), [(FCN, 0.001), (POINTREND, 0.1)])
+@pytest.mark.parametrize(
+    ('config', 'factor'), [(FCN, 0.001), pytest.param(POINTREND, 0.1, marks=pytest.mark.slow)]
+)
 def test_a_runner_trains_with_their_schedule_and_hook(config, factor, scenes, tmp_path):
     """The rate begins below the base's 0.01: by our warm-up, or its own. The fused form is used."""
     cfg = swapped(config, tmp_path)
