@@ -55,8 +55,8 @@ work.mkdir(parents=True, exist_ok=True)
 data = Path(own_folder).resolve() if own_folder else Path('shapes')
 classes = ('background', 'disc', 'square', 'triangle')
 palette = [[60, 60, 60], [230, 60, 60], [60, 180, 75], [60, 110, 230]]
-width, height = 129, 97  # of the images in the network: 8 k + 1
-crop, max_iters = 65, 160  # size of the training crops: 8 k + 1, and steps
+width, height = 128, 96  # of the images in the network: multiples of 8
+crop, max_iters = 64, 220  # size of the training crops: a multiple of 8, and steps
 
 # %% [markdown]
 # Without one, 24 images are drawn: two of a disc, a square and a triangle on noise, each kind in
