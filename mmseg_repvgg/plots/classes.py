@@ -174,7 +174,8 @@ def draw_classes(confusions: Sequence[Confusion], sort: bool = False) -> Figure:
     series: dict[str, list[float | None]] = {}
     for confusion in confusions:
         values = [None if np.isnan(iou) else float(iou) for iou in confusion.iou[order]]
-        series[f'{confusion.name}, mIoU {np.nanmean(confusion.iou):.2f}'] = values
+        label = f'{confusion.name}, mIoU {np.nanmean(confusion.iou):.2f}'
+        series[f'{label} ({len(series) + 1})' if label in series else label] = values
     figure = new_figure(bar_height(names, series))
     axes = figure.subplots()
     grouped_bars(axes, names, series, '{:.1f}', 'in no image')

@@ -130,3 +130,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, scenes):
             cli.main(['plot', *words])
         assert part in end.value.code and '\n' not in end.value.code
     assert (tmp_path / 'other.json').read_text() == '{"model": 1}'
+
+
+def test_models_of_one_name_and_score_are_both_drawn():
+    one = Confusion('same', ('a', 'b'), np.array([[3, 1], [0, 4]]))
+    (axes,) = draw_classes([one, one, one]).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(set(labels)) == 3
