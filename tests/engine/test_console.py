@@ -3,11 +3,14 @@
 import logging
 import re
 
+import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.engine.console import ShortFormatter, is_shown
+from mmseg_repvgg.engine.pictures import PictureBackend
 from tests.common import runner_cfg
 
 TABLES = ('System environment', 'Config:', 'Hooks will be executed')
@@ -100,3 +103,11 @@ def test_tensorboard_is_added_once_and_needs_its_package(scenes, tmp_path, monke
     monkeypatch.setattr(launch, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match='--tensorboard needs .*: pip install tensorboard'):
         launch.train(runner_cfg(scenes, tmp_path), tensorboard=True)
+
+
+def test_pictures_of_one_name_are_all_kept(tmp_path):
+    pictures = PictureBackend(str(tmp_path))
+    for value, name in enumerate(('test_a.jpg', 'test_a.png', 'test_b.png')):
+        pictures.add_image(name, np.full((2, 2, 3), value, np.uint8))
+    found = {file.name: int(cv2.imread(str(file)).max()) for file in tmp_path.iterdir()}
+    assert found == {'a.png': 0, 'a_2.png': 1, 'b.png': 2}
