@@ -17,7 +17,7 @@ from mmseg_repvgg.datasets.data_pictures import draw_shares, draw_sheet
 from mmseg_repvgg.datasets.data_report import DataReport
 from mmseg_repvgg.datasets.inspect_data import inspect, label_loader, parts
 from mmseg_repvgg.engine import data_settings
-from mmseg_repvgg.engine.data_check_hook import padded_crops
+from mmseg_repvgg.engine.data_check_hook import padded_crops, stretched_images
 from mmseg_repvgg.engine.label_readers import LabelReader, evaluation_readers, training_readers
 
 SPLITS = ('train', 'val', 'test')
@@ -43,10 +43,14 @@ def check_data(cfg: Config, out: Path, limit: int | None = None) -> list[DataRep
     writable_folder(out)
     model = MODELS.build(cfg.model)  # no weights are read
     reports: list[DataReport] = []
+    train = None
     for split, dataset, readers in _data_sets(cfg, model):
         report = inspect(split, dataset, readers, limit, progress=True)
         if split == 'train':
+            train = dataset
             report.notes += padded_crops(model, dataset)
+        elif train is not None and not report.problems:
+            report.notes += stretched_images(model, train, dataset)
         _note_common_images(report, reports)
         reports.append(report)
         print(report, flush=True)

@@ -44,7 +44,10 @@ class DataCheckHook(Hook):
             readers = evaluation_readers(model, runner.val_loop)
             checks.append(('val_dataloader', runner.val_loop.dataloader.dataset, readers))
         if self._check(runner, checks):
-            for note in padded_crops(model, train):
+            notes = padded_crops(model, train)
+            if runner.val_loop is not None:
+                notes += stretched_images(model, train, runner.val_loop.dataloader.dataset)
+            for note in notes:
                 runner.logger.warning(note)
 
     def before_test(self, runner: Runner) -> None:
@@ -70,18 +73,46 @@ class DataCheckHook(Hook):
 def padded_crops(model: Any, dataset: Any) -> list[str]:
     """A line if mmseg's preprocessor pads every crop of a training set."""
     size = getattr(getattr(unwrapped(model), 'data_preprocessor', None), 'size', None)
-    crops = [
-        tuple(transform.crop_size)
-        for part in parts(dataset)
-        for transform in part.pipeline.transforms
-        if getattr(transform, 'crop_size', None) is not None
-    ]
-    if not size or not crops:
+    crop = _crop_size(dataset)
+    if not size or not crop:
         return []
-    crop, full = crops[-1], tuple(size[-2:])
+    full = tuple(size[-2:])
     if all(side >= limit for side, limit in zip(crop, full, strict=True)):
         return []
     return [
         f'every crop of {crop} is padded with ignored pixels to data_preprocessor.size={full}, '
         f'which takes time and memory. Set model.data_preprocessor.size={crop}'
     ]
+
+
+def stretched_images(model: Any, train: Any, evaluated: Any) -> list[str]:
+    """A line if ``align_corners`` fits the crops of a training but not its whole images.
+
+    With ``align_corners=True`` a feature map of output stride 8 fits images of 8 k + 1 pixels.
+    """
+    model, crop = unwrapped(model), _crop_size(train)
+    if not any(getattr(module, 'align_corners', False) for module in model.modules()):
+        return []
+    if not crop or any(side % 8 != 1 for side in crop) or model.test_cfg.get('mode') != 'whole':
+        return []
+    inputs = evaluated[0].get('inputs')
+    size = tuple(getattr(inputs, 'shape', ())[-2:])
+    if all(side % 8 == 1 for side in size):
+        return []
+    return [
+        f'align_corners=True fits sides of 8 k + 1 pixels, as the crops of {crop} have, but whole '
+        f'images are evaluated at {size}: predictions shift by up to 7 pixels. Resize images to '
+        "8 k + 1, evaluate in windows (test_cfg.mode='slide'), or train with align_corners=False "
+        'and crops of 8 k'
+    ]
+
+
+def _crop_size(dataset: Any) -> tuple[int, ...] | None:
+    """Height and width of the last crop in the pipeline of a training set of mmseg."""
+    crops = [
+        tuple(transform.crop_size)
+        for part in parts(dataset)
+        for transform in part.pipeline.transforms
+        if getattr(transform, 'crop_size', None) is not None
+    ]
+    return crops[-1] if crops else None

@@ -275,6 +275,25 @@ def test_what_may_be_meant_is_a_note(tmp_path):
     assert "name the background too, classes=('background', 'thing')" in one
 
 
+def test_whole_images_that_align_corners_does_not_fit_are_a_note(tmp_path):
+    """33 = 4 * 8 + 1 fits, 48 and 64 do not."""
+    data = draw_pairs(tmp_path / 'data')
+    stretched = {f'model.{name}_head.align_corners': True for name in ('decode', 'auxiliary')}
+    _, val = checked(tmp_path, options=stretched, crop_size=(33, 33))
+    (note,) = val.notes
+    assert 'as the crops of (33, 33) have, but whole images are evaluated at (48, 64)' in note
+    fits = dict(image_scale=(65, 49), crop_size=(33, 33))
+    assert not checked(tmp_path, options=stretched, **fits)[1].notes
+    windows = {'model.test_cfg.mode': 'slide', **stretched}
+    windows.update({'model.test_cfg.crop_size': (33, 33), 'model.test_cfg.stride': (22, 22)})
+    assert not checked(tmp_path, options=windows, crop_size=(33, 33))[1].notes
+    assert not checked(tmp_path, options=stretched)[1].notes  # nor do the crops, of 32
+    assert not checked(tmp_path, crop_size=(33, 33))[1].notes
+    config = own_config(tmp_path / 'config.py', data, crop_size=(33, 33))
+    launch.train(launch.load_config(config, stretched), str(tmp_path / 'work'))
+    assert note in ''.join(log.read_text() for log in (tmp_path / 'work').rglob('*.log'))
+
+
 def test_images_turned_by_their_exif_data_fit_masks_of_the_turned_size(tmp_path):
     data = draw_pairs(tmp_path / 'data')
     exif = Image.Exif()
