@@ -63,10 +63,12 @@ def provenance(record: Record) -> str:
     machine, protocol = record.machine, record.protocol
     precision = 'fp32 unless a group is named otherwise' if machine['gpu'] else 'fp32'
     blocks = f' of at least {protocol["block"]:g} s' if 'block' in protocol else ''
+    instructions = f' with {machine["instructions"]}' if 'instructions' in machine else ''
     versions = ', '.join(f'{name} {number}' for name, number in record.versions.items())
     return (
         f'Measured by `{record.command}` on {record.date} (commit {record.commit}): '
-        f'{machine["processor"]}, {machine["cores"]} cores, {machine["gpu"] or "no GPU"}; '
+        f'{machine["processor"]}{instructions}, {machine["cores"]} cores, '
+        f'{machine["gpu"] or "no GPU"}; '
         f'{protocol["threads"]} threads, {precision}, {protocol["warm_up"]} warm-up and '
         f'{protocol["rounds"]} timed rounds{blocks}, the models of a group in turn. Times are '
         'medians over the rounds; a ratio is the geometric mean of the ratios of every round, with '

@@ -170,6 +170,7 @@ def _machine() -> dict[str, Any]:
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return dict(
         processor=_processor(),
+        instructions=torch.backends.cpu.get_cpu_capability(),  # such as AVX2
         cores=os.cpu_count(),
         memory_bytes=memory,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -1,6 +1,7 @@
 """Measuring in turn: times, ratios, memory; and what fails is reported, not dropped."""
 
 import pytest
+import torch
 
 from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
@@ -81,6 +82,7 @@ def test_a_record_survives_its_file(tmp_path):
     record.write(tmp_path / 'deep' / 'fake.json')
     assert Record.read(tmp_path / 'deep' / 'fake.json') == record
     assert record.machine['cores'] >= 1
+    assert record.machine['instructions'] == torch.backends.cpu.get_cpu_capability()
     assert record.versions['torch']
     assert len(record.commit or 'x' * 40) >= 40
     (tmp_path / 'other.json').write_text('{"rows": 3}')
