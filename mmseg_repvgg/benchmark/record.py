@@ -36,7 +36,7 @@ class Record:
     benchmark: str
     command: str
     date: str  # UTC
-    commit: str | None  # of the code; ends in -dirty if there are uncommitted changes
+    commit: str | None  # ends in -dirty if code or configs have uncommitted changes
     machine: dict[str, Any]
     versions: dict[str, str]
     protocol: dict[str, Any]
@@ -149,17 +149,20 @@ def make_record(benchmark: str, rows: Sequence[Row], protocol: Protocol) -> Reco
 
 
 def _commit() -> str | None:
+    """The commit of the checkout that this file belongs to; None outside one."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', *arguments]
+        folder = Path(__file__).parents[2]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        done = subprocess.run(
-            ['git', 'describe', '--always', '--abbrev=40', '--dirty', '--match='],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        git('ls-files', '--error-unmatch', __file__)  # fails in an environment inside a checkout
+        changed = git('status', '--porcelain', '--', 'mmseg_repvgg', 'configs')
+        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
 
 
 def _machine() -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Measuring in turn: times, ratios, memory; and what fails is reported, not dropped."""
 
+import subprocess
+
 import pytest
 import torch
 
+from mmseg_repvgg.benchmark import record as record_module
 from mmseg_repvgg.benchmark.candidate import Candidate
 from mmseg_repvgg.benchmark.protocol import Protocol, measure
 from mmseg_repvgg.benchmark.record import Record, make_record
@@ -105,3 +108,29 @@ def test_a_record_survives_its_file(tmp_path):
 def test_wrong_arguments(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_a_record_names_the_commit_of_the_code_only(tmp_path, monkeypatch):
+    """Not that of a project in whose folder the package is installed; records do not count."""
+    code, other = tmp_path / 'mmseg_repvgg/benchmark/record.py', tmp_path / 'benchmarks/x.json'
+
+    def git(*arguments):
+        name = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+        done = subprocess.run(['git', *name, *arguments], cwd=tmp_path, check=True, text=True,
+                              capture_output=True)  # fmt: skip
+        return done.stdout.strip()
+
+    for file in (code, other):
+        file.parent.mkdir(parents=True)
+        file.write_text('a')
+    monkeypatch.setattr(record_module, '__file__', str(code))
+    git('init', '-q')
+    git('add', 'benchmarks')
+    git('commit', '-qm', 'a')
+    assert record_module._commit() is None
+    git('add', '.')
+    git('commit', '-qm', 'b')
+    other.write_text('b')
+    assert record_module._commit() == git('rev-parse', 'HEAD')
+    code.write_text('b')
+    assert record_module._commit() == git('rev-parse', 'HEAD') + '-dirty'
