@@ -1,6 +1,7 @@
 """What every test runs under: the same threads, seeds and package family, and little noise."""
 
 import functools
+import gc
 import http.server
 import importlib.util
 import os
@@ -96,6 +97,13 @@ def _quiet_logger() -> None:
     from mmengine.logging import MMLogger
 
     MMLogger.get_instance('mmengine', logger_name='mmengine', log_level='WARNING')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _collect_quickly() -> None:
+    """Spare garbage collections what is there already: mmengine runs one for each data set."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

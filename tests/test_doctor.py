@@ -413,6 +413,7 @@ def call(*path, options=()):
     )
 
 
+@pytest.mark.slow
 def test_an_mmcv_that_mmseg_refuses(tmp_path):
     fake_package(tmp_path, 'mmengine', 'mmengine', '0.10.7')
     (tmp_path / 'mmengine' / 'runner.py').touch()

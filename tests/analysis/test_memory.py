@@ -52,7 +52,8 @@ def test_what_is_saved_grows_with_the_pixels_and_falls_with_recomputation():
     assert again.gradients == large.gradients
 
 
-@pytest.mark.parametrize('with_cp', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('with_cp', [False, True])
 def test_the_peak_is_what_the_allocator_gives(with_cp):
     cfg = load_config(DEMO, {'model.backbone.with_cp': with_cp})
     measured = measure(cfg, 2, (97, 129))
@@ -117,6 +118,7 @@ def test_wrong_sizes(batch, size):
         estimate(config(), batch, size)
 
 
+@pytest.mark.slow
 def test_the_tool(monkeypatch, capsys):
     tool = PROJECT / 'tools' / 'estimate_memory.py'
     words = [str(DEMO), '--crop', '65', '97', '--cfg-options', 'model.backbone.with_cp=True']

@@ -60,6 +60,7 @@ def test_times_memory_and_failures():
     assert lines[-1] == 'round 3 of 3'
 
 
+@pytest.mark.slow
 def test_a_reference_that_was_not_measured_is_run_once():
     half, one = (
         Candidate(name, f'{FAKES}:sleeper', dict(seconds=seconds, label=label))

@@ -8,6 +8,7 @@ import pytest
 from mmcv.transforms import BaseTransform
 from PIL import Image
 
+from mmseg_repvgg.datasets import check_data as module
 from mmseg_repvgg.datasets.check_data import check_data
 from mmseg_repvgg.engine import launch
 from tests.own_data import draw_pairs, own_config
@@ -17,6 +18,13 @@ def checked(folder, data=None, options=(), limit=None, **lines):
     """The reports of a config made from the template."""
     config = own_config(folder / 'config.py', data or folder / 'data', **lines)
     return check_data(launch.load_config(config, dict(options)), folder / 'out', limit)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Draw nothing, which takes most of the time."""
+    for name in ('draw_sheet', 'draw_shares'):
+        monkeypatch.setattr(module, name, lambda *args: None)
 
 
 def problems(*args, **lines):
@@ -63,6 +71,7 @@ def test_images_that_a_transform_of_the_user_loads_are_not_read(tmp_path):
     assert [file.name for file in (tmp_path / 'out').iterdir()] == ['shares.png']
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_lists_of_names_instead_of_folders(tmp_path):
     data = draw_pairs(tmp_path / 'data')
     for kind in ('images', 'masks'):
@@ -196,6 +205,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_wrong_is_said_in_one_line(tmp_path, name):
     damage, lines, parts = CASES[name]
@@ -229,6 +239,7 @@ def test_a_training_says_the_same_before_it_starts(tmp_path, name):
     assert not list((tmp_path / 'work').glob('*.pth'))
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_empty_data_sets_are_named(tmp_path):
     """Before mmengine builds them, which fails in numpy."""
     data = draw_pairs(tmp_path / 'data')
@@ -244,6 +255,7 @@ def test_empty_data_sets_are_named(tmp_path):
         checked(tmp_path, lists='{split}.txt')
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize(
     ('lines', 'text'),
     [
@@ -259,6 +271,7 @@ def test_missing_folders_and_lists_are_named(tmp_path, lines, text):
     assert 'it has images, masks' in str(raised.value)
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_what_may_be_meant_is_a_note(tmp_path):
     data = draw_pairs(tmp_path / 'data')
     (data / 'images/train/train3.jpg').unlink()
@@ -275,9 +288,10 @@ def test_what_may_be_meant_is_a_note(tmp_path):
     assert "name the background too, classes=('background', 'thing')" in one
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_whole_images_that_align_corners_does_not_fit_are_a_note(tmp_path):
     """33 = 4 * 8 + 1 fits, 48 and 64 do not."""
-    data = draw_pairs(tmp_path / 'data')
+    draw_pairs(tmp_path / 'data')
     stretched = {f'model.{name}_head.align_corners': True for name in ('decode', 'auxiliary')}
     _, val = checked(tmp_path, options=stretched, crop_size=(33, 33))
     (note,) = val.notes
@@ -289,11 +303,18 @@ def test_whole_images_that_align_corners_does_not_fit_are_a_note(tmp_path):
     assert not checked(tmp_path, options=windows, crop_size=(33, 33))[1].notes
     assert not checked(tmp_path, options=stretched)[1].notes  # nor do the crops, of 32
     assert not checked(tmp_path, crop_size=(33, 33))[1].notes
-    config = own_config(tmp_path / 'config.py', data, crop_size=(33, 33))
+
+
+@pytest.mark.slow
+def test_a_training_notes_images_that_align_corners_does_not_fit(tmp_path):
+    stretched = {f'model.{name}_head.align_corners': True for name in ('decode', 'auxiliary')}
+    config = own_config(tmp_path / 'config.py', draw_pairs(tmp_path / 'data'), crop_size=(33, 33))
     launch.train(launch.load_config(config, stretched), str(tmp_path / 'work'))
-    assert note in ''.join(log.read_text() for log in (tmp_path / 'work').rglob('*.log'))
+    logs = ''.join(log.read_text() for log in (tmp_path / 'work').rglob('*.log'))
+    assert 'but whole images are evaluated at (48, 64)' in logs
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_images_turned_by_their_exif_data_fit_masks_of_the_turned_size(tmp_path):
     data = draw_pairs(tmp_path / 'data')
     exif = Image.Exif()
@@ -302,6 +323,7 @@ def test_images_turned_by_their_exif_data_fit_masks_of_the_turned_size(tmp_path)
     assert not problems(tmp_path)
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_a_few_images_are_read_at_the_start_but_all_if_only_0_and_void_are_seen(tmp_path):
     data = draw_pairs(tmp_path / 'data', (0, 255), count=9)
     train, _ = checked(tmp_path, limit=2, classes=('background', 'thing'))
@@ -313,6 +335,7 @@ def test_a_few_images_are_read_at_the_start_but_all_if_only_0_and_void_are_seen(
     assert len(checked(tmp_path, tmp_path / 'other', limit=2)[0].samples) == 2
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_data_sets_in_wrappers_are_inspected(tmp_path):
     draw_pairs(tmp_path / 'data')
     cfg = launch.load_config(own_config(tmp_path / 'config.py', tmp_path / 'data'))

@@ -118,6 +118,7 @@ def _image(scenes):
     return cv2.imread(str(next((scenes / 'leftImg8bit' / 'val').rglob('*.png'))))
 
 
+@pytest.mark.slow
 def test_a_threshold_is_evaluated_as_by_mmseg(segmentor, tmp_path):
     cfg = Config(segmentor[0].to_dict())
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):

@@ -56,7 +56,7 @@ def test_whole_images_give_pytorchs_miou(segmentor, tmp_path, pytorch_miou, runt
 @pytest.mark.parametrize(
     ('runtime', 'file', 'preprocessing'),
     [
-        (*FILES[0], False),
+        pytest.param(*FILES[0], False, marks=pytest.mark.slow),
         pytest.param(*FILES[1], True, marks=pytest.mark.slow),
         pytest.param(*FILES[3], True, marks=pytest.mark.slow),
     ],
@@ -77,6 +77,7 @@ def test_batched_windows_give_pytorchs_miou(
         assert abs(wrong - expected) > ALLOWED
 
 
+@pytest.mark.slow
 def test_labels_are_evaluated_on_whole_images_only(segmentor, tmp_path, pytorch_miou):
     cfg, _, checkpoint = segmentor
     whole = configured(cfg, tmp_path / 'whole')
@@ -104,6 +105,7 @@ def test_what_an_exported_model_cannot_do_is_refused(segmentor, tmp_path, option
         evaluate(configured(segmentor[0], tmp_path), tmp_path / 'm.onnx', 'onnxruntime', **options)
 
 
+@pytest.mark.slow
 def test_images_that_the_pipeline_normalises(segmentor, tmp_path, pytorch_miou):
     cfg = configured(segmentor[0], tmp_path / 'n')
     given = cfg.model.data_preprocessor

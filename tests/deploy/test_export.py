@@ -76,7 +76,8 @@ def relative(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize('model_format', ['onnx', 'mnn', *(slow(f) for f in ('openvino', 'torch'))])
+@pytest.mark.slow
+@pytest.mark.parametrize('model_format', ['onnx', 'mnn', 'openvino', 'torch'])
 def test_logits_with_a_fixed_batch_are_pytorchs(segmentor, exported, scenes, model_format):
     check_logits(segmentor, exported(model_format), scenes)
 

@@ -72,7 +72,9 @@ def assert_same(a, b, path='checkpoint'):
 EMA = dict(type='EMAHook', momentum=0.3)
 
 
-@pytest.mark.parametrize('others', [[], [EMA]], ids=['alone', 'with EMA'])
+@pytest.mark.parametrize(
+    'others', [[], pytest.param([EMA], marks=pytest.mark.slow)], ids=['alone', 'with EMA']
+)
 def test_training_is_bit_for_bit_that_without_the_hook(scenes, tmp_path, others):
     hook = dict(type='RepVGGDeployHook')
     _, losses, checkpoint = run(scenes, tmp_path / 'without', copy.deepcopy(others))
@@ -91,8 +93,17 @@ def test_training_is_bit_for_bit_that_without_the_hook(scenes, tmp_path, others)
     assert train != [line for line in losses_3 if 'loss' in line]
 
 
-@pytest.mark.parametrize('priority', ['VERY_HIGH', 'NORMAL', 'LOW'])
-@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize(
+    ('priority', 'first'),
+    [
+        ('VERY_HIGH', True),
+        ('LOW', False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (('VERY_HIGH', False), ('NORMAL', True), ('NORMAL', False), ('LOW', True))
+        ),
+    ],
+)
 def test_the_fused_form_is_that_of_the_ema_at_any_priority(
     scenes, tmp_path, priority, first, evaluated
 ):
@@ -138,8 +149,16 @@ class Interruption(Hook):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('when', ['before', 'after'])
-@pytest.mark.parametrize('first', ['val', 'train'])
+@pytest.mark.parametrize(
+    ('when', 'first'),
+    [
+        ('after', 'train'),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (('before', 'val'), ('before', 'train'), ('after', 'val'))
+        ),
+    ],
+)
 def test_after_an_interrupted_validation_everything_is_as_without_the_hook(
     scenes, tmp_path, when, first, evaluated
 ):
@@ -233,7 +252,10 @@ class Count(BaseMetric):
         return dict(batches=len(results))
 
 
-@pytest.mark.parametrize('kind', [Classifier, OfDicts, WithFusedTeacher, CompiledBackbone])
+@pytest.mark.parametrize(
+    'kind',
+    [Classifier, OfDicts, WithFusedTeacher, pytest.param(CompiledBackbone, marks=pytest.mark.slow)],
+)
 def test_models_other_than_segmentors(kind, tmp_path, evaluated, monkeypatch):
     images = [(torch.randn(3, 32, 32), i) for i in range(4)]
     data = images if kind is Classifier else [dict(inputs=x, labels=i) for x, i in images]

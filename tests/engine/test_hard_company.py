@@ -218,6 +218,7 @@ COMPANIES = {
         hooks(EMA, MIDST),
         lambda outcome: {'midst_0.pth', 'midst_2.pth'} < set(outcome.checkpoints),
         acts=('val', 'train', 'test'),
+        marks=SLOW,
     ),
     'EMA': Company(hooks(EMA), has_ema, marks=SLOW),
     'gradient accumulation': Company(ACCUMULATE, has_accumulated, marks=SLOW),
@@ -251,6 +252,7 @@ COMPANIES = {
         lambda outcome: is_model_wrapper(outcome.runner.model) and has_best(outcome),
         acts=('train', 'test'),
         wrap=True,
+        marks=SLOW,
     ),
 }
 
@@ -283,6 +285,7 @@ def test_nothing_differs_but_the_form(scenes, tmp_path, company):
         assert_undisturbed(*outcomes)
 
 
+@pytest.mark.slow
 def test_the_companions_alone_do_not_pass_for_another(scenes, tmp_path):
     """Negative control of ``was_there``: in a plain run none of the companies is found."""
     plain = run(scenes, tmp_path / 'plain', {}, [])
@@ -311,11 +314,8 @@ class Guest(Hook):
                 self.runner.train()
 
 
-@pytest.mark.parametrize(
-    'shared',
-    [False, pytest.param(True, marks=pytest.mark.slow)],
-    ids=['a hook each', 'one hook for both'],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('shared', [False, True], ids=['a hook each', 'one hook for both'])
 def test_several_models_in_one_process(scenes, tmp_path, shared):
     """One is validated and trained while the fused copy of the other is live."""
     outcomes = []

@@ -25,6 +25,7 @@ def serve_weights(folder):
     return (folder / 'tiny.pth').rename(folder / f'tiny-{digest[:8]}.pth').name
 
 
+@pytest.mark.slow
 def test_only_a_new_training_needs_them(scenes, tmp_path, web):
     folder, url, requests = web
     source = f'{url}/{serve_weights(folder)}'

@@ -75,7 +75,10 @@ def train(cfg):
 @pytest.mark.parametrize(
     ('ids', 'names', 'head', 'dataset'),
     [
-        ((0, 1), ('car',), dict(num_classes=1, loss_decode=SIGMOID), {}),
+        pytest.param(
+            *((0, 1), ('car',), dict(num_classes=1, loss_decode=SIGMOID), {}),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *((0, 1), ('car',), dict(num_classes=1, out_channels=1, loss_decode=SIGMOID), {}),
             marks=pytest.mark.slow,
@@ -173,7 +176,9 @@ def test_heads_and_metrics_that_ignore_different_ids_are_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'hooks', [['LabelCheckHook'], ['LabelCheckHook'] * 2], ids=['once', 'twice']
+    'hooks',
+    [pytest.param(['LabelCheckHook'], marks=pytest.mark.slow), ['LabelCheckHook'] * 2],
+    ids=['once', 'twice'],
 )
 def test_masks_of_0_and_255_are_said_once(tmp_path, hooks):
     """All of the foreground is ignored, and a model that knows one class scores about 100."""
@@ -214,8 +219,15 @@ def test_batches_of_other_models_are_not_looked_at():
         LabelCheckHook().before_val_iter(runner, 0, batch)
 
 
-@pytest.mark.parametrize('orientation', [1, 6])
-@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize(
+    ('split', 'orientation'),
+    [
+        ('train', 6),
+        ('val', 1),
+        pytest.param('train', 1, marks=pytest.mark.slow),
+        pytest.param('val', 6, marks=pytest.mark.slow),
+    ],
+)
 def test_labels_that_were_not_turned_with_their_image_are_said_to_be_exif(
     tmp_path, split, orientation
 ):

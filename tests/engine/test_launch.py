@@ -47,7 +47,7 @@ def losses(work_dir: Path) -> list[float]:
     [
         pytest.param(2, 0, id='within an epoch'),
         pytest.param(3, 0, id='at its end', marks=pytest.mark.slow),
-        pytest.param(5, 0, id='in the next'),
+        pytest.param(5, 0, id='in the next', marks=pytest.mark.slow),
         pytest.param(5, 2, id='in the next, with workers', marks=pytest.mark.slow),
     ],
 )
@@ -65,7 +65,11 @@ def test_a_sampler_of_epochs_resumes_where_it_was(scenes, tmp_path, stop, worker
     assert losses(tmp_path / 'parts') == whole
 
 
-@pytest.mark.parametrize('seed', [dict(seed=None), {}], ids=['None', 'not given'])
+@pytest.mark.parametrize(
+    'seed',
+    [pytest.param(dict(seed=None), marks=pytest.mark.slow), {}],
+    ids=['None', 'not given'],
+)
 def test_a_training_without_a_seed_resumes_with_that_of_its_checkpoint(scenes, tmp_path, seed):
     seedless = dict(randomness=dict(seed, _delete_=True, deterministic=True))
     first = train(scenes, tmp_path, 2, **seedless)
@@ -99,7 +103,7 @@ def test_resume_in_a_config_is_not_ignored_in_silence(scenes, tmp_path):
             r'Resumed after 3 iterations, but epoch 2 starts after 2: .* \+1 iterations off',
             marks=pytest.mark.slow,
         ),
-        ('epoch_1', 2, ''),
+        pytest.param('epoch_1', 2, '', marks=pytest.mark.slow),
     ],
 )
 def test_an_epoch_that_is_trained_again_is_said(scenes, tmp_path, last, batch_size, said):
@@ -163,7 +167,8 @@ def names(runner):
     return [type(hook).__name__ for hook in runner.hooks]
 
 
-@pytest.mark.parametrize('times', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('times', [1, 2])
 def test_hooks_of_the_config_are_not_registered_again(scenes, tmp_path, times):
     """Nor do two of a kind do more than one: the losses and files of a resumed training."""
     found = []
@@ -197,6 +202,7 @@ def test_a_config_can_be_used_again(scenes, tmp_path):
     assert cfg.to_dict() == before.to_dict()
 
 
+@pytest.mark.slow
 def test_the_share_of_weights_that_a_config_requires_is_for_training(scenes, tmp_path):
     hooks = [dict(type='LoadCheckHook', required=0.1)]
 
@@ -328,6 +334,7 @@ model.decode_head.update(in_channels=128)
 """
 
 
+@pytest.mark.slow
 def test_a_child_by_read_base_is_trained_tested_and_fused(scenes, tmp_path, family):
     """It has no scope, and its data preprocessor is not in the model."""
     file, work_dir = tmp_path / 'child.py', tmp_path / 'work'

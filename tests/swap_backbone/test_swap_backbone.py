@@ -43,6 +43,7 @@ def run_tool(monkeypatch, *words):
     runpy.run_path(str(tool), run_name='__main__')
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_config_that_needs_nothing_but_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_tool(monkeypatch, f'mmseg::fcn/{FCN}.py', '--arch', 'A0', 'new/child.py')
@@ -275,6 +276,7 @@ def by_iterations(kind, **settings):
     return [dict(type=kind, by_epoch=False, begin=0, **settings)]
 
 
+@pytest.mark.slow
 def test_the_warm_up_fits_into_short_trainings(tmp_path):
     """A twentieth: 1000 of mmseg's shortest, 20 000."""
     for end, warm_up in ((20_000, 1000), (500, 25), (100, 5)):
