@@ -3,11 +3,18 @@
 Takes a training or a fused checkpoint, with its config. Writes OUT and its description OUT.json.
 Exit code 0 means that the file was run in every installed runtime that reads it and agreed with
 PyTorch; otherwise nothing is written.
+
+``--int8`` quantizes weights and feature maps, with images of the training set or of a folder:
+``mmseg-repvgg export CONFIG CHECKPOINT OUT.onnx --int8 --calibration FOLDER``.
 """
+
+import argparse
+from dataclasses import fields, replace
 
 from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.export import EXPORTED, Options, export
 from mmseg_repvgg.deploy.model_description import FORMATS
+from mmseg_repvgg.deploy.quantize.options import CALIBRATORS, Int8Options
 from mmseg_repvgg.engine import launch
 
 
@@ -48,6 +55,8 @@ def main() -> None:
     )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
+    parser.add_argument('--fp16', action='store_true', help='float16 weights (.onnx, .xml, .mnn)')
+    _add_int8(parser)
     args = parser.parse_args()
     options = Options(
         size=args.size and tuple(args.size),
@@ -59,7 +68,63 @@ def main() -> None:
         tensorrt=not args.no_tensorrt,
         tolerance=args.tolerance,
         agreement=args.agreement,
+        fp16=args.fp16,
     )
     with user_errors('export'):
+        options = replace(options, int8=_int8_options(parser, args))
         cfg = launch.load_config(args.config, args.cfg_options)
         print(export(cfg, args.checkpoint, args.out, args.model_format, options))
+
+
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    """Add the options of int8; None means that one was not given."""
+    group = parser.add_argument_group('int8', 'see docs/int8.md')
+    group.add_argument('--int8', action='store_true', help='quantize to int8 (.onnx, .xml)')
+    group.add_argument(
+        '--calibration',
+        metavar='DATA',
+        help='train, val or test of the config, or a folder of images; default: train',
+    )
+    group.add_argument('--calibration-images', dest='images', type=int, help='default: 64')
+    group.add_argument('--seed', type=int, help='of drawing images; default: 0')
+    group.add_argument(
+        '--calibrator', choices=CALIBRATORS['onnx'], help='of feature maps; default: min-max'
+    )
+    group.add_argument(
+        '--per-tensor', action='store_true', default=None, help='one scale for a whole kernel'
+    )
+    group.add_argument(
+        '--weight-bits', type=int, choices=(7, 8), help='7 never saturates; default: 7'
+    )
+    group.add_argument(
+        '--symmetric', action='store_true', default=None, help='zero points are 0, for TensorRT'
+    )
+    group.add_argument('--no-equalize', dest='equalize', action='store_false', default=None)
+    group.add_argument(
+        '--keep-float',
+        type=_number_or_auto,
+        metavar='N|auto',
+        help='leave the N most sensitive layers in float, or as few as the limits need; default: 0',
+    )
+    group.add_argument(
+        '--sensitivity', metavar='FILE', help='draw how sensitive every layer is (.png or .svg)'
+    )
+    group.add_argument('--check-images', type=int, help='of the test set; default: 20')
+    group.add_argument('--miou-drop', type=float, help='points that may be lost; default: 0.5')
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == 'auto' else int(text)
+
+
+def _int8_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Int8Options | None:
+    """The options of int8 that were given, or None without ``--int8``."""
+    names = [field.name for field in fields(Int8Options)]
+    given = {name: getattr(args, name, None) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.int8:
+        return Int8Options(**given)
+    others = [name for name in given if name != 'agreement']
+    if others:
+        parser.error(f'{", ".join(others)} have no effect without --int8')
+    return None

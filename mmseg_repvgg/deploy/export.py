@@ -6,23 +6,31 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from torch import nn
 
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
-from mmseg_repvgg.checks import check_size
 from mmseg_repvgg.deploy.describe_model import describe_model, num_channels
 from mmseg_repvgg.deploy.export_graph import OUTPUTS, trace
-from mmseg_repvgg.deploy.image_pipeline import Preparation, Sample, read_test_pipeline
-from mmseg_repvgg.deploy.load_segmentor import load_segmentor, settings_of_preprocessor
+from mmseg_repvgg.deploy.half_precision import HalfExport, check_half_format
+from mmseg_repvgg.deploy.image_pipeline import Sample, read_test_pipeline
+from mmseg_repvgg.deploy.input_size import (
+    check_chosen_size,
+    differences,
+    odd_size,
+    size_and_stride,
+)
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription, weight_files
-from mmseg_repvgg.deploy.tiling import SMALLEST
+from mmseg_repvgg.deploy.quantize.export_int8 import Int8Export, draw_images
+from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.verify_export import Match, verify
 from mmseg_repvgg.deploy.write_formats import WRITERS
 from mmseg_repvgg.reparam.other_families import fuse_method
@@ -46,6 +54,8 @@ class Options:
     tensorrt: bool = True  # an ONNX file must hold only what TensorRT supports
     tolerance: float | None = None  # instead of verify_export.LIMITS
     agreement: float | None = None
+    fp16: bool = False  # weights in float16
+    int8: Int8Options | None = None  # weights and feature maps in int8
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,20 @@ class ExportReport:
     info: ModelDescription
     path: Path
     notes: tuple[str, ...] = ()  # how the file differs from what the config tests
+    converted: tuple[Any, ...] = ()  # how the file in fp16 or int8 compares with float32
 
     def __str__(self) -> str:
         rewrites = describe(self.counts) if self.counts else 'none besides those of the checkpoint'
         height, width = self.info.size
         batch = 'any batch' if self.info.dynamic_batch else 'batch 1'
+        precision = '' if self.info.precision == 'fp32' else f' in {self.info.precision}'
         return '\n'.join(
             [
                 f'rewrites: {rewrites}',
                 *map(str, self.matches),
+                *map(str, self.converted),
                 *(f'note: {note}' for note in self.notes),
-                f'wrote {self.path} for images of {height}x{width}, {batch}',
+                f'wrote {self.path}{precision} for images of {height}x{width}, {batch}',
             ]
         )
 
@@ -82,8 +95,8 @@ def export(
     """Export a training or fused checkpoint, and check that the file is equal to PyTorch.
 
     The file runs in every installed runtime that reads it, and is compared with the network before
-    any rewrite. So is a temporary file with an odd input size. Nothing is written to ``out`` unless
-    all checks pass.
+    any rewrite. So is a temporary file with an odd input size. A file in fp16 or int8 is made from
+    the float32 file, and compared as well. Nothing is written to ``out`` unless all checks pass.
 
     Args:
         cfg: The config of the checkpoint.
@@ -94,17 +107,20 @@ def export(
 
     Raises:
         CheckpointError: If the checkpoint does not fit the config.
-        EquivalenceError: If the output of a runtime differs from PyTorch.
+        EquivalenceError: If the output of a runtime differs from PyTorch, or int8 loses too much.
+        FileNotFoundError: If there are no images for int8.
         ValueError: If the network cannot be exported, or on a wrong argument.
         RuntimeError: If a package for the format is not installed.
     """
     options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _check_format(out, model_format)
-    _check_size(cfg, options.size)
+    _check_precision(options, model_format)
+    check_chosen_size(cfg, options.size)
     preparation = read_test_pipeline(cfg, options.leave_out)
+    images = draw_images(cfg, options.int8) if options.int8 else None
     reference, loaded = load_segmentor(cfg, checkpoint)
     sample = Sample.of(cfg, preparation, num_channels(reference))
-    size, stride = _size_and_stride(cfg, options.size, sample.tested_size)
+    size, stride = size_and_stride(cfg, options.size, sample.tested_size)
     rewritten, counts, rewrites = _rewrite(reference, options.rewrites)
     info = describe_model(
         cfg,
@@ -129,15 +145,31 @@ def export(
         agreement=options.agreement,
         normalize=preparation.normalize,
     )
-    info, matches = _write_verified(rewritten, info, out, check, options.tensorrt)
-    notes = tuple(_notes(cfg, options, preparation, sample, size))
-    return ExportReport(counts, tuple(matches), info, out, notes)
+    conversion: HalfExport | Int8Export | None = None
+    if images is not None:
+        conversion = Int8Export(reference, rewritten, preparation, info, options.int8, images)
+        check = partial(check, agreement=None)  # it is the limit of int8
+        info = replace(info, rewrites=(*rewrites, *conversion.equalize(counts)))
+    elif options.fp16:
+        conversion = HalfExport(check, options.tolerance, options.agreement)
+        check = partial(check, tolerance=None, agreement=None)
+    info, matches = _write_verified(rewritten, info, out, check, options.tensorrt, conversion)
+    notes = [*differences(cfg, options.size, preparation, sample, size)]
+    converted: tuple[Any, ...] = ()
+    if conversion is not None:
+        converted = tuple(conversion.results)
+        notes += conversion.notes
+    return ExportReport(counts, tuple(matches), info, out, tuple(notes), converted)
 
 
-def odd_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Half of a size, rounded to odd numbers, to check sizes that no stride divides."""
-    height, width = size
-    return max(height // 2, SMALLEST) | 1, max(width // 2, SMALLEST) | 1
+def _check_precision(options: Options, model_format: str) -> None:
+    """Check that the format can hold what is wanted, before anything is loaded."""
+    if options.fp16 and options.int8:
+        raise ValueError('fp16 and int8 cannot be combined: choose one')
+    if options.fp16:
+        check_half_format(model_format)
+    if options.int8:
+        options.int8.check_format(model_format)
 
 
 def _check_format(out: Path, model_format: str | None) -> str:
@@ -152,69 +184,6 @@ def _check_format(out: Path, model_format: str | None) -> str:
     if out.is_dir():
         raise ValueError(f'OUT {str(out)!r} is a folder; give the file to write')
     return found
-
-
-def _check_size(cfg: Config, size: Sequence[int] | None) -> None:
-    """Check the chosen size before anything is loaded."""
-    if size is not None:
-        check_size('size', size)
-    elif not _slides(cfg):
-        raise ValueError(
-            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
-        )
-
-
-def _slides(cfg: Config) -> bool:
-    test_cfg = (cfg.get('model') or {}).get('test_cfg') or {}
-    return test_cfg.get('mode') == 'slide'
-
-
-def _size_and_stride(
-    cfg: Config, size: Sequence[int] | None, tested: tuple[int, int] | None
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Size of the input, and stride of sliding windows of that size (None: whole images).
-
-    Args:
-        cfg: The config.
-        size: Height and width; None: of the config's windows, shrunk to the test images as
-            by mmseg.
-        tested: Height and width of test images; None: not known.
-    """
-    test_cfg = cfg.model.get('test_cfg') or {}
-    if size is None:
-        size = tuple(map(min, test_cfg['crop_size'], tested or test_cfg['crop_size']))
-    if min(size) < SMALLEST:
-        raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
-    height, width = map(int, size)
-    if not _slides(cfg):
-        return (height, width), None
-    # windows leave no gaps
-    return (height, width), (min(height, test_cfg['stride'][0]), min(width, test_cfg['stride'][1]))
-
-
-def _notes(
-    cfg: Config, options: Options, preparation: Preparation, sample: Sample, size: tuple[int, int]
-) -> Iterator[str]:
-    """Say how the file differs from what the config tests."""
-    test_cfg = cfg.model.get('test_cfg') or {}
-    tested, slides = sample.tested_size, _slides(cfg)
-    if slides and options.size is None and size != tuple(test_cfg['crop_size']):
-        yield (
-            f'windows are {size[0]}x{size[1]}, not {test_cfg["crop_size"]}: the test images are '
-            'smaller than the crop_size of the config, and mmseg shrinks windows to the image'
-        )
-    if not slides and tested is not None and tested != size:
-        yield (
-            f'the config tests images at {tested[0]}x{tested[1]} or other sizes; the exported '
-            f'model resizes all to {size[0]}x{size[1]}'
-        )
-    padding = (settings_of_preprocessor(cfg) or {}).get('test_cfg')
-    if padding:
-        yield f'the config pads test images ({dict(padding)}); the exported model does not'
-    if preparation.augmented:
-        yield 'the test-time augmentation of the pipeline is left out'
-    if preparation.left_out:
-        yield f'left to the caller: {", ".join(preparation.left_out)} of the test pipeline'
 
 
 def _rewrite(
@@ -249,8 +218,12 @@ def _write_verified(
     out: Path,
     check: Callable[[Path], list[Match]],
     tensorrt: bool,
+    convert: Callable[[Path, ModelDescription], ModelDescription] | None,
 ) -> tuple[ModelDescription, list[Match]]:
-    """Write a model, and one of an odd size to a temporary file, and check both before moving."""
+    """Write a model, and one of an odd size to a temporary file, and check both before moving.
+
+    With ``convert``, the written file is then replaced by one in another precision.
+    """
     sweep(writable_folder(out.parent))
     with tempfile.TemporaryDirectory(prefix=temporary_folder(out.parent)) as temporary:
         written, odd = Path(temporary) / out.name, Path(temporary) / 'odd' / out.name
@@ -263,6 +236,8 @@ def _write_verified(
         matches = check(written)
         _write(model, odd, replace(info, size=odd_size(info.size)))
         matches += check(odd)
+        if convert is not None:
+            info = convert(written, info)
         _move(written, out)
     return info, matches
 

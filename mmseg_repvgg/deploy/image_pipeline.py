@@ -56,7 +56,12 @@ def read_test_pipeline(cfg: Config, leave_out: Sequence[str] = ()) -> Preparatio
 
 def first_test_set(cfg: Config) -> dict[str, Any]:
     """Settings of the first test set of a config, without wrappers; empty if there is none."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    return first_data_set(cfg, 'test_dataloader')
+
+
+def first_data_set(cfg: Config, loader: str) -> dict[str, Any]:
+    """Settings of the first data set of a loader, without wrappers; empty if there is none."""
+    dataset = (cfg.get(loader) or {}).get('dataset')
     return next((settings for _, settings in data_sets(dataset)), {})
 
 

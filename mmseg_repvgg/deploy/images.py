@@ -137,13 +137,20 @@ def resize_as_tested(
         resize: Width and height; None leaves the image as it is.
         keep_ratio: Keep the aspect ratio; ``resize`` then limits the longer and the shorter side.
     """
+    return resize_image(image, tested_size(image.shape[:2], resize, keep_ratio))
+
+
+def tested_size(
+    shape: tuple[int, ...], resize: tuple[int, int] | None, keep_ratio: bool
+) -> tuple[int, int]:
+    """Height and width that :func:`resize_as_tested` gives an image of this height and width."""
+    height, width = shape
     if resize is None:
-        return image
-    height, width = image.shape[:2]
-    if keep_ratio:
-        factor = min(max(resize) / max(height, width), min(resize) / min(height, width))
-        resize = int(width * factor + 0.5), int(height * factor + 0.5)
-    return resize_image(image, resize[::-1])
+        return height, width
+    if not keep_ratio:
+        return resize[1], resize[0]
+    factor = min(max(resize) / max(height, width), min(resize) / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

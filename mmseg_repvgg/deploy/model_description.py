@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ class ModelDescription:
     threshold: float | None = None  # one logit: label 1 if its sigmoid is larger; None: argmax
     left_out: tuple[str, ...] = ()  # transforms of the test pipeline that the caller must do
     model_sha256: str = ''  # of the model's own files; '' is not checked
+    precision: str = 'fp32'  # of the weights: fp32, fp16 or int8
+    # how it was quantized, for int8: images, settings, layers in float, quality
+    quantization: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         for name in ('mean', 'std'):

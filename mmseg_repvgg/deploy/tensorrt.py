@@ -31,6 +31,9 @@ OPERATORS = frozenset(
 )
 """The ONNX operators that TensorRT 10 supports."""
 
+QUANTIZING = ('QuantizeLinear', 'DequantizeLinear')
+"""Their zero points must be 0 (same source)."""
+
 OPSETS = range(9, 21)
 """The opsets that TensorRT 10 supports (same source)."""
 
@@ -66,10 +69,13 @@ def _unsupported(model: onnx.ModelProto) -> Iterator[str]:
             yield f'operators of {opset.domain}'
         elif opset.version not in OPSETS:
             yield f'opset {opset.version}'
+    zeros = {t.name for t in model.graph.initializer if not onnx.numpy_helper.to_array(t).any()}
     constants = {'', *(tensor.name for tensor in model.graph.initializer)}  # '' is an omitted input
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
             yield node.op_type
+        elif node.op_type in QUANTIZING and not zeros.issuperset(node.input[2:3]):
+            yield f'{node.op_type} with a zero point (export with --symmetric)'
         elif node.op_type == 'Resize':
             yield from _unsupported_resize(node)
         elif node.op_type in ('Pad', 'Slice') and not constants.issuperset(node.input[3:4]):

@@ -127,6 +127,21 @@ def run_reference(
     Raises:
         EquivalenceError: If logits are NaN or infinite.
     """
+    normalised = normalise(reference, pixels, normalize)
+    with torch.no_grad():
+        logits = logits_of(reference, normalised.to(next(reference.parameters())))
+    if not bool(logits.isfinite().all()):
+        raise EquivalenceError(
+            'the network gives NaN or infinite logits: the checkpoint is damaged or its training '
+            'diverged'
+        )
+    return logits.cpu().numpy(), normalised.cpu().numpy()
+
+
+def normalise(
+    reference: Any, pixels: np.ndarray, normalize: Mapping[str, Any] | None = None
+) -> torch.Tensor:
+    """Normalise pixels as :func:`run_reference` does, which has the same arguments."""
     preprocessor = copy.copy(reference.data_preprocessor)
     preprocessor.test_cfg = None  # it pads, but a graph has one size
     if normalize is not None:
@@ -137,15 +152,7 @@ def run_reference(
         ]
         pixels = np.stack(planes).transpose(0, 3, 1, 2)
     images = list(torch.from_numpy(np.ascontiguousarray(pixels)))
-    normalised = preprocessor(dict(inputs=images), False)['inputs']
-    with torch.no_grad():
-        logits = logits_of(reference, normalised.to(next(reference.parameters())))
-    if not bool(logits.isfinite().all()):
-        raise EquivalenceError(
-            'the network gives NaN or infinite logits: the checkpoint is damaged or its training '
-            'diverged'
-        )
-    return logits.cpu().numpy(), normalised.cpu().numpy()
+    return preprocessor(dict(inputs=images), False)['inputs']
 
 
 def compare_output(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -63,18 +64,36 @@ def write_mnn(program: ExportedProgram, path: Path, output: str) -> None:
         RuntimeError: If MNN's converter fails; holds its output.
     """
     _require('MNN')
-    # The converter runs in its own process, because it prints and may abort. The script mnnconvert
-    # would install packages with pip and report its use over the network.
-    code = 'import sys, _tools; _tools.mnnconvert(sys.argv)'
     with _temporary_onnx(program, path, output) as source:
-        files = ['--modelFile', source.name, '--MNNModel', path.name]
-        done = subprocess.run(
-            [sys.executable, '-c', code, '-f', 'ONNX', *files, '--bizCode', 'mmseg_repvgg'],
-            cwd=path.parent,
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode or not path.is_file():
+        mnn_convert('ONNX', source, path)
+
+
+def mnn_convert(source_format: str, source: Path, out: Path, *options: str) -> None:
+    """Run MNN's converter.
+
+    Args:
+        source_format: ``'ONNX'`` or ``'MNN'``.
+        source: The file to convert.
+        out: The file to write, in MNN's format.
+        *options: Of the converter, such as ``--fp16``.
+
+    Raises:
+        RuntimeError: If it fails; holds its output.
+    """
+    # It runs in its own process, because it prints and may abort. The script mnnconvert would
+    # install packages with pip and report its use over the network.
+    code = 'import sys, _tools; _tools.mnnconvert(sys.argv)'
+    files = ['--modelFile', os.path.relpath(source, out.parent), '--MNNModel', out.name]
+    done = subprocess.run(
+        [
+            *(sys.executable, '-c', code, '-f', source_format),
+            *(*files, '--bizCode', 'mmseg_repvgg', *options),
+        ],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode or not out.is_file():
         raise RuntimeError(f'MNN cannot convert the network: {(done.stdout + done.stderr)[-2000:]}')
 
 

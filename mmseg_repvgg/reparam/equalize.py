@@ -6,17 +6,22 @@ be the range of the weights that compute the channel, and r2 that of the weights
 s = sqrt(r1 r2) / r2 both become sqrt(r1 r2), which is what per-tensor quantization needs. Here s is
 the nearest power of two, so nothing else is rounded: the outputs stay equal bit for bit, unless
 feature maps overflow or underflow.
+
+With images, r1 is the range of the channel itself on these images, instead of the range of the
+weights that compute it (Xiao et al. 2022, arXiv 2211.10438, equation 4 with alpha = 1/2). That is
+what quantization needs if feature maps have one scale and weights one per output channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mmseg_repvgg.reparam.channel_scales import FactorTracer, TracedConv
+from mmseg_repvgg.reparam.conv_inputs import ConvInputs
 from mmseg_repvgg.reparam.equivalence import (
     difference,
     model_outputs,
@@ -34,7 +39,7 @@ MAX_SWEEPS = 100
 """Limit of passes over all convs. DeepLabV3+ on RepVGG-B1g2 takes 16."""
 
 
-def equalize(model: nn.Module) -> int:
+def equalize(model: nn.Module, images: Iterable[Tensor] | None = None) -> int:
     """Balance the ranges of weights channel by channel; in place.
 
     The model is run on random images to see which layers read which channels
@@ -49,6 +54,8 @@ def equalize(model: nn.Module) -> int:
 
     Args:
         model: A model that takes images, in any mode, in float32, float64 or bfloat16.
+        images: Preprocessed batches (N, C, H, W), whose feature maps are balanced with the weights
+            that read them; by default weights are balanced with weights.
 
     Returns:
         The number of output channels of convs that were scaled: 0 if applied again.
@@ -60,18 +67,20 @@ def equalize(model: nn.Module) -> int:
     _check(model)
     if next(model.parameters(), None) is None:
         return 0
-    images = random_images(model, SIZE)
+    ranges = None if images is None else ConvInputs().record(model, images)
+    trial = random_images(model, SIZE)
     tracer = FactorTracer()
     with torch.no_grad():
-        before = repeatable_outputs(model, images, partial(_traced_outputs, tracer))
+        before = repeatable_outputs(model, trial, partial(_traced_outputs, tracer))
         convs = tracer.solve(before)
-        exponents = _safe_exponents(convs, len(tracer.parents))
+        seen = None if ranges is None else [ranges.largest(conv.weight) for conv in convs]
+        exponents = _safe_exponents(convs, len(tracer.parents), seen)
         _scale(convs, exponents)
-        after = repeatable_outputs(model, images)
+        after = repeatable_outputs(model, trial)
         # if random weights overflow, both outputs must
         found = difference(*([t.nan_to_num() for t in outputs] for outputs in (before, after)))
         # nothing is rounded, but a GPU may choose other conv algorithms from run to run
-        tolerance = tolerance_of(model) / (100 if images.device.type == 'cpu' else 1)
+        tolerance = tolerance_of(model) / (100 if trial.device.type == 'cpu' else 1)
         if not found.max_rel <= tolerance:
             _scale(convs, -exponents)
             require_equal(found, tolerance, f'equalize of {type(model).__name__}')
@@ -96,19 +105,22 @@ def _traced_outputs(tracer: FactorTracer, model: nn.Module, images: Tensor) -> l
         return model_outputs(model, images)
 
 
-def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
+def _safe_exponents(
+    convs: Sequence[TracedConv], count: int, seen: Sequence[Tensor | None] | None
+) -> Tensor:
     """The exponents of :func:`balance`, without scales that would lose a bit of a weight or bias.
 
     Args:
         convs: Convs with channels numbered from 0 to ``count`` - 1; channel 0 is not scaled.
         count: How many numbers there are.
+        seen: As :func:`balance`.
 
     Returns:
         Integers (count,) float64.
     """
     is_free = torch.arange(count) > 0
     while True:
-        exponents = balance(convs, is_free)
+        exponents = balance(convs, is_free, seen)
         was_free = is_free.clone()
         for conv in convs:
             is_free[_lossy_channels(conv, exponents)] = False
@@ -116,7 +128,11 @@ def _safe_exponents(convs: Sequence[TracedConv], count: int) -> Tensor:
             return exponents
 
 
-def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
+def balance(
+    convs: Sequence[TracedConv],
+    is_free: Tensor,
+    seen: Sequence[Tensor | None] | None = None,
+) -> Tensor:
     """Exponents k that balance ranges if channels are multiplied by 2^-k.
 
     Channel by channel, the rounded log2(s) is added to k, until it is 0 for all of them. The range
@@ -126,12 +142,15 @@ def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
     Args:
         convs: Convs with numbered channels; several convs may compute or read a channel.
         is_free: (count,) bool: the channels that may be scaled.
+        seen: For each conv the largest absolute value of every channel that it reads, (C_in,); it
+            replaces r1. None: weights only.
 
     Returns:
         Integers (count,) float64.
     """
     exponents = torch.zeros(len(is_free), dtype=torch.float64)
     ranges = [_log_ranges(conv) for conv in convs]
+    maps = None if seen is None else [_log2(s, conv) for s, conv in zip(seen, convs, strict=True)]
     near = [[i for i, other in enumerate(convs) if other.shares(conv.outputs)] for conv in convs]
     for _ in range(MAX_SWEEPS):
         before = exponents.clone()
@@ -143,8 +162,11 @@ def balance(convs: Sequence[TracedConv], is_free: Tensor) -> Tensor:
                 weights, biases = ranges[i]
                 given = exponents[outputs].view(groups, -1, 1)
                 scaled = weights + exponents[inputs].view(groups, 1, -1) - given
-                largest = torch.maximum(scaled.amax(2), biases - given[..., 0])
-                giving.scatter_reduce_(0, outputs, largest.flatten(), 'amax')
+                if maps is None:
+                    largest = torch.maximum(scaled.amax(2), biases - given[..., 0])
+                    giving.scatter_reduce_(0, outputs, largest.flatten(), 'amax')
+                else:
+                    giving.scatter_reduce_(0, inputs, maps[i] - exponents[inputs], 'amax')
                 reading.scatter_reduce_(0, inputs, scaled.amax(1).flatten(), 'amax')
             # a tie between two powers goes to the one nearer to 1, despite rounding of logarithms
             steps = ((giving - reading) / 2 * (1 - 1e-9)).round()
@@ -167,6 +189,13 @@ def _log_ranges(conv: TracedConv) -> tuple[Tensor, Tensor]:
     ranges = [weight.amax(2), bias / weight[0].numel()]
     largest, biases = (r.cpu().double().log2().unflatten(0, (conv.groups, -1)) for r in ranges)
     return largest, biases
+
+
+def _log2(seen: Tensor | None, conv: TracedConv) -> Tensor:
+    """log2 of the largest values of the channels that a conv reads: (C_in,) float64."""
+    if seen is None:  # it did not run on these images
+        return torch.full((len(conv.inputs),), -torch.inf, dtype=torch.float64)
+    return seen.cpu().double().log2()
 
 
 def _scales(conv: TracedConv, exponents: Tensor) -> list[tuple[nn.Parameter, Tensor]]:

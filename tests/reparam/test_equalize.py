@@ -453,3 +453,25 @@ def test_a_deployed_model_takes_equalized_and_training_weights() -> None:
         deployed.load_state_dict({name: value.clone() for name, value in state.items()})
         assert not scaled_convs(fused, deployed)
         assert are_same(fused, deployed)
+
+
+def test_ranges_of_maps_by_hand() -> None:
+    """The image is 1 and 4, the channels after ReLU 8, 2 and 0.5; they are read with 2, 2 and 0.5.
+
+    sqrt(8 * 2) / 2 = 2; sqrt(2 * 2) / 2 = 1; sqrt(0.5 * 0.5) / 0.5 = 1. The weights alone would ask
+    for 1 / 2 in the last channel: sqrt(0.125 * 0.5) / 0.5.
+    """
+    model = nn.Sequential(
+        conv([[2], [-2], [0.125]], [0, 4, 0]), nn.ReLU(), conv([[2, 2, 0.5], [-1, 1, 0]])
+    )
+    images = [torch.full((1, 1, 5, 5), value) for value in (1.0, 4.0)]
+    after = copy.deepcopy(model)
+    assert equalize(after, images) == 1
+    assert after[0].weight.flatten().tolist() == [1, -2, 0.125]
+    assert after[0].bias.tolist() == [0, 4, 0]
+    assert after[2].weight.flatten(1).tolist() == [[4, 2, 0.5], [-2, 1, 0]]
+    x = torch.randn(2, 1, 7, 9)
+    assert torch.equal(model(x), after(x))
+    assert equalize(after, images) == 0
+    _, by_weights = equalized(model)
+    assert by_weights > 0

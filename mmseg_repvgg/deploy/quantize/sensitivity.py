@@ -1,0 +1,150 @@
+"""Which convs lose most in int8: quantize one alone, in PyTorch, and compare the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmseg_repvgg.deploy.export_graph import logits_of
+from mmseg_repvgg.deploy.quantize.quality import progress
+from mmseg_repvgg.reparam.conv_inputs import ConvInputs
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantizing one conv alone does to the logits."""
+
+    name: str  # of the conv's module
+    error: float  # norm of the change of the logits, relative to the norm of the logits
+    flips: float  # share of the pixels that change their class
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights and feature maps are quantized."""
+
+    per_tensor: bool = False
+    weight_bits: int = 8
+    symmetric: bool = False
+
+
+class QuantizedConvs(TorchDispatchMode):
+    """While it is active, some convs compute with weights and inputs rounded to int8.
+
+    Args:
+        weights: Those of the convs.
+        ranges: What the convs read on the calibration images.
+        scheme: How to round.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], ranges: ConvInputs, scheme: Scheme) -> None:
+        super().__init__()
+        self.ranges, self.scheme = ranges, scheme
+        self.rounded = {id(w): round_weights(w.detach(), scheme) for w in weights}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run an operation; a chosen conv with rounded arguments."""
+        is_conv = func.overloadpacket is torch.ops.aten.convolution
+        if is_conv and id(args[1]) in self.rounded:
+            key = id(args[1])
+            low = self.ranges.lowest[key].min().clamp(max=0)
+            high = self.ranges.highest[key].max().clamp(min=0)
+            x = round_maps(args[0], low, high, self.scheme.symmetric)
+            args = (x, self.rounded[key], *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def round_weights(weight: Tensor, scheme: Scheme) -> Tensor:
+    """Round weights (C_out, ...) to symmetric integers with one scale per channel, or for all."""
+    steps = 127 if scheme.weight_bits == 8 else 64
+    largest = weight.abs().flatten(1).amax(1)
+    if scheme.per_tensor:
+        largest = largest.amax().expand_as(largest)
+    scale = (largest / steps).clamp(min=torch.finfo(weight.dtype).tiny)
+    scale = scale.view(-1, *[1] * (weight.dim() - 1))
+    return (weight / scale).round().clamp(-steps, steps) * scale
+
+
+def round_maps(x: Tensor, low: Tensor, high: Tensor, symmetric: bool) -> Tensor:
+    """Round a feature map to 8 bits, from ``low`` (at most 0) to ``high`` (at least 0)."""
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    scale = ((high - low) / (254 if symmetric else 255)).clamp(min=torch.finfo(x.dtype).tiny)
+    zero = (-low / scale).round()
+    return ((x / scale + zero).round().clamp(0, 255) - zero) * scale
+
+
+def rank_layers(
+    model: Any, images: Sequence[Tensor], scheme: Scheme, left_out: Iterable[str] = ()
+) -> list[Sensitivity]:
+    """Quantize one conv after the other, and compare the logits with those of float32.
+
+    Args:
+        model: A segmentor, fused, in eval mode.
+        images: Normalised batches (N, C, H, W), which also give the ranges of feature maps.
+        scheme: How to round.
+        left_out: Names of weights that are in float anyway.
+
+    Returns:
+        The convs that ran, the most sensitive first.
+    """
+    like = next(model.parameters())
+    ranges = ConvInputs()
+    with torch.no_grad():
+        batches = [batch.to(like) for batch in images]
+        for batch in batches:
+            with ranges:
+                logits_of(model, batch)
+        convs = _ran(model, ranges, left_out)
+        totals = dict.fromkeys(convs, (0.0, 0.0))
+        norm = pixels = 0.0
+        for batch in progress(batches, 'sensitivity of every layer'):
+            expected = logits_of(model, batch)
+            norm += float(expected.double().square().sum())
+            pixels += expected[:, 0].numel()
+            for name, weight in convs.items():
+                with QuantizedConvs([weight], ranges, scheme):
+                    found = logits_of(model, batch)
+                squares, flips = totals[name]
+                totals[name] = (
+                    squares + float((found - expected).double().square().sum()),
+                    flips + float((_classes(found) != _classes(expected)).sum()),
+                )
+    ranked = [
+        Sensitivity(name, (squares / max(norm, 1e-30)) ** 0.5, flips / pixels)
+        for name, (squares, flips) in totals.items()
+    ]
+    return sorted(ranked, key=lambda layer: -layer.error)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+
+
+def _ran(model: nn.Module, ranges: ConvInputs, left_out: Iterable[str]) -> Mapping[str, Tensor]:
+    """The weights of the convs that ran, by the name of their module."""
+    skipped = set(left_out)
+    return {
+        name.removesuffix('.weight'): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in ranges.highest and name not in skipped
+    }
+
+
+def table(layers: Sequence[Sensitivity], count: int | None = None) -> str:
+    """The first layers as text, one a line."""
+    shown = layers[:count]
+    width = max(len(layer.name) for layer in shown)
+    return '\n'.join(
+        f'{layer.name:<{width}}  {100 * layer.error:6.2f} % of the logits  '
+        f'{100 * layer.flips:6.2f} % of the pixels'
+        for layer in shown
+    )
