@@ -135,6 +135,8 @@ setup(
             'onnxscript>=0.5',  # PyTorch's ONNX exporter
             *RUNTIMES.values(),
         ],
+        # To quantize OpenVINO files, next to deploy. ONNX Runtime quantizes ONNX files itself.
+        'int8': ['nncf>=3.4'],
         # A service: one runtime, OpenCV without a window, and Pillow, which writes label maps.
         **{n: ['opencv-python-headless', 'pillow', package] for n, package in RUNTIMES.items()},
         'dev': [
