@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from mmseg_repvgg.deploy.export_graph import INPUT
 from mmseg_repvgg.deploy.quantize.options import Int8Options
+from mmseg_repvgg.deploy.quantize.pictures import Images
 from mmseg_repvgg.deploy.quantize.quality import progress
 
 WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm')
@@ -35,7 +36,7 @@ MAX_BYTES = 2**31 - 2**24
 def quantize_onnx(
     source: Path,
     out: Path,
-    inputs: Sequence[np.ndarray],
+    inputs: Images,
     options: Int8Options,
     in_float: Iterable[np.ndarray] = (),
 ) -> None:
@@ -112,7 +113,7 @@ def _nodes_with(path: Path, weights: Iterable[np.ndarray]) -> list[str]:
 class _Reader:
     """Gives ONNX Runtime's calibrator the images."""
 
-    def __init__(self, inputs: Sequence[np.ndarray]) -> None:
+    def __init__(self, inputs: Images) -> None:
         self.inputs = inputs
         self.order = iter(progress(range(len(inputs)), 'calibration'))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmseg_repvgg.deploy.quantize.options import Int8Options
+from mmseg_repvgg.deploy.quantize.pictures import Images
 
 WEIGHTED = ('Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul')
 """OpenVINO's operators whose weights are quantized."""
@@ -23,7 +24,7 @@ OUTLIERS = 1e-5
 def quantize_openvino(
     source: Path,
     out: Path,
-    inputs: Sequence[np.ndarray],
+    inputs: Images,
     options: Int8Options,
     in_float: Iterable[np.ndarray] = (),
 ) -> None:

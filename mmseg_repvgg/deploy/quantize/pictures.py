@@ -7,7 +7,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -32,12 +32,23 @@ IGNORED = 255
 """The label that mmseg gives to pixels of no class."""
 
 
+class Images(Protocol):
+    """Images (1, C, H, W) float32, one by one: :class:`Inputs`, or a list."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """One of them; raises IndexError behind the last."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image file and what its data set says about it."""
 
     path: str
-    info: Mapping[str, Any] = field(default_factory=dict)  # of mmseg's get_data_info
+    # of mmseg's get_data_info
+    info: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,8 @@ class Pictures:
     def names(self) -> list[str]:
         """The files below the folder that all of them are in."""
         paths = [Path(picture.path).absolute() for picture in self.drawn]
-        common = Path(*_common_parts([path.parent for path in paths]))
-        return [path.relative_to(common).as_posix() for path in paths]
+        common = len(_common_parts([path.parent for path in paths]))
+        return ['/'.join(path.parts[common:]) for path in paths]
 
 
 def draw_pictures(

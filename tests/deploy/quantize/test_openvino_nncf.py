@@ -1,0 +1,46 @@
+"""OpenVINO files in int8, by NNCF."""
+
+import numpy as np
+import pytest
+
+from mmseg_repvgg.deploy.export import Options, export
+from mmseg_repvgg.deploy.quantize.openvino_nncf import quantize_openvino
+from mmseg_repvgg.deploy.quantize.options import Int8Options
+from mmseg_repvgg.deploy.runtimes import load_runtime
+
+pytest.importorskip('nncf')
+
+SIZE = (64, 128)
+LOOSE = dict(images=3, check_images=3, agreement=0.5, miou_drop=50)
+
+
+def test_weights_are_int8(segmentor, tmp_path):
+    import openvino
+
+    cfg, _, checkpoint = segmentor
+    options = Options(SIZE, int8=Int8Options(**LOOSE))
+    report = export(cfg, checkpoint, tmp_path / 'm.xml', options=options)
+    assert {path.name for path in tmp_path.iterdir()} == {'m.xml', 'm.bin', 'm.xml.json'}
+    assert report.info.quantization['library'].startswith('nncf ')
+    (result,) = report.converted
+    assert result.runtime == 'openvino' and 0.5 < result.agreement < 1
+    graph = openvino.Core().read_model(str(report.path))
+    weights = {
+        op.get_friendly_name(): op.get_element_type().to_string()
+        for op in graph.get_ops()
+        if op.get_type_name() == 'Constant'
+        and len(op.get_output_shape(0)) == 4
+        and np.prod(op.get_output_shape(0)) > 64
+    }
+    kinds = list(weights.values())
+    assert kinds.count('i8') >= 15
+    stay = [name for name in weights if 'conv_seg' in name]
+    assert all(weights[name] == 'f32' for name in stay)
+    images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
+    assert np.isfinite(load_runtime(report.path)(images)).all()
+
+
+def test_nncf_is_named_if_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmseg_repvgg.deploy.quantize.openvino_nncf.find_spec', lambda name: None)
+    with pytest.raises(RuntimeError, match=r"needs nncf: pip install 'mmseg-repvgg\[int8\]'"):
+        quantize_openvino(tmp_path / 'm.xml', tmp_path / 'q.xml', [], Int8Options())
