@@ -10,6 +10,7 @@ PyTorch; otherwise nothing is written.
 
 import argparse
 from dataclasses import fields, replace
+from typing import Any
 
 from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.export import EXPORTED, Options, export
@@ -94,7 +95,7 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
         '--per-tensor', action='store_true', default=None, help='one scale for a whole kernel'
     )
     group.add_argument(
-        '--weight-bits', type=int, choices=(7, 8), help='7 never saturates; default: 7'
+        '--weight-bits', type=int, choices=(7, 8), help='7 never saturates; default: 8'
     )
     group.add_argument(
         '--symmetric', action='store_true', default=None, help='zero points are 0, for TensorRT'
@@ -120,8 +121,8 @@ def _number_or_auto(text: str) -> int | str:
 def _int8_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Int8Options | None:
     """The options of int8 that were given, or None without ``--int8``."""
     names = [field.name for field in fields(Int8Options)]
-    given = {name: getattr(args, name, None) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
+    values = {name: getattr(args, name, None) for name in names}
+    given: dict[str, Any] = {name: v for name, v in values.items() if v is not None}
     if args.int8:
         return Int8Options(**given)
     others = [name for name in given if name != 'agreement']

@@ -146,10 +146,11 @@ def export(
         normalize=preparation.normalize,
     )
     conversion: HalfExport | Int8Export | None = None
-    if images is not None:
+    if images is not None and options.int8 is not None:
         conversion = Int8Export(reference, rewritten, preparation, info, options.int8, images)
         check = partial(check, agreement=None)  # it is the limit of int8
         info = replace(info, rewrites=(*rewrites, *conversion.equalize(counts)))
+        rewritten = conversion.rewritten
     elif options.fp16:
         conversion = HalfExport(check, options.tolerance, options.agreement)
         check = partial(check, tolerance=None, agreement=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -20,7 +21,13 @@ from mmseg_repvgg.deploy.quantize.openvino_nncf import quantize_openvino
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.quantize.pictures import Inputs, Pictures, draw_pictures
 from mmseg_repvgg.deploy.quantize.quality import Expected, Quality
-from mmseg_repvgg.deploy.quantize.sensitivity import Scheme, Sensitivity, rank_layers, table
+from mmseg_repvgg.deploy.quantize.sensitivity import (
+    Scheme,
+    Sensitivity,
+    rank_layers,
+    simulate,
+    table,
+)
 from mmseg_repvgg.reparam.equalize import equalize
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
 
@@ -30,8 +37,8 @@ QUANTIZERS: dict[str, tuple[Callable[..., None], str]] = {
 }
 """By format: a function that quantizes a file, and the package that does it."""
 
-MANY, FEW, WORST = 16, 8, 5
-"""How many images equalizing takes, how many ranking layers, and how many layers an error names."""
+FEW, WORST = 8, 5
+"""How many images equalizing and ranking layers take, and how many layers an error names."""
 
 
 def draw_images(cfg: Config, options: Int8Options) -> tuple[Pictures, Pictures]:
@@ -80,6 +87,8 @@ class Int8Export:
         )
         self.expected = Expected(check)
         self.results: list[Quality] = []
+        self.equalized = 'none'  # or 'weights', 'maps': what was balanced with weights
+        self.simulated: dict[str, float] = {}  # change of the logits, by the same names
         self.layers: list[Sensitivity] = []  # the most sensitive first; empty if not ranked
 
     @property
@@ -88,6 +97,9 @@ class Int8Export:
         found = []
         if self.calibration.info.format == 'onnx' and not self.options.symmetric:
             found.append('TensorRT does not read this file; --symmetric writes one that it reads')
+        if self.simulated:
+            errors = ', '.join(f'{name} {100 * e:.2f} %' for name, e in self.simulated.items())
+            found.append(f'equalized: {self.equalized}; simulated change of the logits: {errors}')
         used = set(self.calibration.pictures.drawn)
         if used & set(self.expected.inputs.pictures.drawn):
             found.append(
@@ -97,7 +109,10 @@ class Int8Export:
         return found
 
     def equalize(self, counts: dict[str, int]) -> tuple[str, ...]:
-        """Equalize the rewritten network, unless that is switched off.
+        """Equalize the rewritten network where that helps, unless it is switched off.
+
+        int8 is simulated in PyTorch for the network as it is, with weights balanced with weights,
+        and with feature maps balanced with weights. The one whose logits change least is taken.
 
         Args:
             counts: Gets the number of scaled channels.
@@ -107,11 +122,23 @@ class Int8Export:
         """
         if not self.options.equalize:
             return ()
-        images = None if self.options.per_tensor else self._images(MANY)
-        scaled = equalize(self.rewritten, images)
-        if not scaled:
+        images = self._images(FEW)
+        scaled = {'none': 0}
+        models = {'none': self.rewritten}
+        for name, ranges in (('weights', None), ('maps', images)):
+            models[name] = copy.deepcopy(self.rewritten)
+            scaled[name] = equalize(models[name], ranges)
+        left_out = _classifiers(self.rewritten)
+        self.simulated = {
+            name: simulate(model, images, self._scheme, left_out)
+            for name, model in models.items()
+            if scaled[name] or name == 'none'
+        }
+        self.equalized = min(self.simulated, key=self.simulated.__getitem__)
+        self.rewritten = models[self.equalized]
+        if self.equalized == 'none':
             return ()
-        counts['equalize'] = scaled
+        counts['equalize'] = scaled[self.equalized]
         return ('equalize',)
 
     def __call__(self, written: Path, info: ModelDescription) -> ModelDescription:
@@ -174,12 +201,14 @@ class Int8Export:
         count = min(most, len(self.calibration))
         return [torch.from_numpy(self.calibration.normalised(i)).to(like) for i in range(count)]
 
-    def _rank(self) -> list[Sensitivity]:
+    @property
+    def _scheme(self) -> Scheme:
         options = self.options
-        scheme = Scheme(options.per_tensor, options.weight_bits, options.symmetric)
-        return rank_layers(
-            self.rewritten, self._images(FEW), scheme, left_out=_classifiers(self.rewritten)
-        )
+        return Scheme(options.per_tensor, options.weight_bits, options.symmetric)
+
+    def _rank(self) -> list[Sensitivity]:
+        left_out = _classifiers(self.rewritten)
+        return rank_layers(self.rewritten, self._images(FEW), self._scheme, left_out)
 
     def _loss(self) -> str:
         """What is lost, which layers are worst, and what to try."""
@@ -204,7 +233,7 @@ class Int8Export:
         if not options.equalize:
             yield 'equalized channels (without --no-equalize)'
         if options.weight_bits == 7:
-            yield '--weight-bits 8, if it runs where it cannot saturate (docs/int8.md)'
+            yield '--weight-bits 8'
         yield 'more --calibration-images like those the network will see, or --fp16'
 
     def _record(self, in_float: list[str], library: str) -> dict[str, Any]:
@@ -220,6 +249,8 @@ class Int8Export:
                 *in_float,
                 *(n.removesuffix('.weight') for n in _classifiers(self.rewritten)),
             ],
+            equalized=self.equalized,
+            simulated=self.simulated,
             sensitivity=[asdict(layer) for layer in self.layers],
             calibration=dict(source=pictures.source, images=pictures.names),
             check=dict(source=checked.source, images=checked.names),

@@ -43,10 +43,11 @@ def quantize_onnx(
     """Write an int8 version of a float32 file.
 
     Weights are symmetric int8 in 8 bits, or in 7 (-64 to 64) that cannot saturate the 16-bit sums
-    of CPUs without VNNI. By default feature maps are int8 with any zero point, so that those after
+    of CPUs without VNNI. By default feature maps are uint8 with any zero point, so that those after
     ReLU use all 256 steps, and the output of a conv and its ReLU is quantized once: ONNX Runtime
-    then runs them as one QLinearConv. With ``options.symmetric`` zero points are 0, only the inputs
-    and weights of convs are quantized and biases stay float, as TensorRT requires.
+    then runs them as one QLinearConv. With ``options.symmetric`` maps are int8 with zero points of
+    0, only the inputs and weights of convs are quantized and biases stay float, as TensorRT
+    requires.
 
     Args:
         source: The float32 file.
@@ -83,7 +84,7 @@ def quantize_onnx(
             nodes_to_exclude=_nodes_with(prepared, in_float),
             per_channel=not options.per_tensor,
             reduce_range=options.weight_bits == 7,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8 if options.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=methods[options.calibrator],
             extra_options=dict(
@@ -92,6 +93,17 @@ def quantize_onnx(
                 **symmetric,
             ),
         )
+    _drop_unused_domains(out)
+
+
+def _drop_unused_domains(path: Path) -> None:
+    """Remove ONNX Runtime's own domains, which its optimizer adds to every file."""
+    model = onnx.load(str(path))
+    used = {node.domain or '' for node in model.graph.node}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    onnx.save(model, str(path))
 
 
 def _nodes_with(path: Path, weights: Iterable[np.ndarray]) -> list[str]:

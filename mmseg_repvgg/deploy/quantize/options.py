@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from numbers import Real
 from pathlib import Path
 
 from mmseg_repvgg.checks import is_integer
@@ -29,7 +28,7 @@ class Int8Options:
     seed: int = 0  # of drawing them
     calibrator: str = 'min-max'  # one of CALIBRATORS
     per_tensor: bool = False  # one scale for all weights of a conv, instead of one per channel
-    weight_bits: int = 7  # 8 saturates on CPUs without VNNI
+    weight_bits: int = 8  # 7 cannot saturate on CPUs without VNNI
     symmetric: bool = False  # zero points are 0, as TensorRT requires
     equalize: bool = True
     keep_float: int | str = 0  # the most sensitive layers; 'auto': as few as the limits need
@@ -57,7 +56,8 @@ class Int8Options:
             raise ValueError(f"keep_float={self.keep_float!r} must be a number of layers or 'auto'")
         for name, largest in (('agreement', 1), ('miou_drop', 100)):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and isfinite(value) and 0 <= value <= largest):
+            is_number = isinstance(value, (int, float)) and isfinite(value)
+            if not (is_number and 0 <= value <= largest):
                 raise ValueError(f'{name}={value!r} must be from 0 to {largest}')
 
     def check_format(self, model_format: str) -> None:

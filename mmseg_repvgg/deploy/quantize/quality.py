@@ -114,8 +114,9 @@ class Expected:
         miou = None
         if self.truth is not None:
             classes = len(info.classes)
-            miou = tuple(
-                mean_iou(labels, self.truth, classes) for labels in (self.predicted, found)
+            miou = (
+                mean_iou(self.predicted, self.truth, classes),
+                mean_iou(found, self.truth, classes),
             )
         return Quality(runtime, self.inputs.pictures.source, agreements, worst, miou)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_repvgg.deploy.export_graph import logits_of
@@ -96,47 +96,71 @@ def rank_layers(
     Returns:
         The convs that ran, the most sensitive first.
     """
-    like = next(model.parameters())
-    ranges = ConvInputs()
-    with torch.no_grad():
-        batches = [batch.to(like) for batch in images]
-        for batch in batches:
-            with ranges:
-                logits_of(model, batch)
-        convs = _ran(model, ranges, left_out)
-        totals = dict.fromkeys(convs, (0.0, 0.0))
-        norm = pixels = 0.0
-        for batch in progress(batches, 'sensitivity of every layer'):
-            expected = logits_of(model, batch)
-            norm += float(expected.double().square().sum())
-            pixels += expected[:, 0].numel()
-            for name, weight in convs.items():
-                with QuantizedConvs([weight], ranges, scheme):
-                    found = logits_of(model, batch)
-                squares, flips = totals[name]
-                totals[name] = (
-                    squares + float((found - expected).double().square().sum()),
-                    flips + float((_classes(found) != _classes(expected)).sum()),
-                )
-    ranked = [
-        Sensitivity(name, (squares / max(norm, 1e-30)) ** 0.5, flips / pixels)
-        for name, (squares, flips) in totals.items()
-    ]
-    return sorted(ranked, key=lambda layer: -layer.error)
+    convs, ranges = _record(model, images, left_out)
+    groups = {name: [weight] for name, weight in convs.items()}
+    layers = _compare(model, images, groups, ranges, scheme, 'sensitivity of every layer')
+    return sorted(layers, key=lambda layer: -layer.error)
 
 
-def _classes(logits: Tensor) -> Tensor:
-    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+def simulate(
+    model: Any, images: Sequence[Tensor], scheme: Scheme, left_out: Iterable[str] = ()
+) -> float:
+    """Quantize all convs; the arguments are those of :func:`rank_layers`.
+
+    Returns:
+        The norm of the change of the logits, relative to their norm.
+    """
+    convs, ranges = _record(model, images, left_out)
+    groups = {'all': list(convs.values())}
+    return _compare(model, images, groups, ranges, scheme, 'int8 simulated')[0].error
 
 
-def _ran(model: nn.Module, ranges: ConvInputs, left_out: Iterable[str]) -> Mapping[str, Tensor]:
-    """The weights of the convs that ran, by the name of their module."""
-    skipped = set(left_out)
-    return {
+@torch.no_grad()
+def _record(
+    model: Any, images: Sequence[Tensor], left_out: Iterable[str]
+) -> tuple[dict[str, Tensor], ConvInputs]:
+    """The weights of the convs that run, by the name of their module, and what they read."""
+    ranges, skipped = ConvInputs(), set(left_out)
+    for batch in images:
+        with ranges:
+            logits_of(model, batch)
+    convs = {
         name.removesuffix('.weight'): parameter
         for name, parameter in model.named_parameters()
         if id(parameter) in ranges.highest and name not in skipped
     }
+    return convs, ranges
+
+
+@torch.no_grad()
+def _compare(
+    model: Any,
+    images: Sequence[Tensor],
+    groups: Mapping[str, Sequence[Tensor]],
+    ranges: ConvInputs,
+    scheme: Scheme,
+    what: str,
+) -> list[Sensitivity]:
+    """Quantize one group of weights after the other, and compare the logits."""
+    squares, flips = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
+    norm = pixels = 0.0
+    for batch in progress(images, what):
+        expected = logits_of(model, batch)
+        norm += float(expected.double().square().sum())
+        pixels += expected[:, 0].numel()
+        for name, weights in groups.items():
+            with QuantizedConvs(weights, ranges, scheme):
+                found = logits_of(model, batch)
+            squares[name] += float((found - expected).double().square().sum())
+            flips[name] += float((_classes(found) != _classes(expected)).sum())
+    return [
+        Sensitivity(name, (squares[name] / max(norm, 1e-30)) ** 0.5, flips[name] / pixels)
+        for name in groups
+    ]
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
 def table(layers: Sequence[Sensitivity], count: int | None = None) -> str:

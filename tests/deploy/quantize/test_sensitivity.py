@@ -1,5 +1,7 @@
 """Each conv is quantized alone: by hand, and on networks with one bad layer."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,10 @@ from mmseg_repvgg.deploy.quantize.sensitivity import (
     rank_layers,
     round_maps,
     round_weights,
+    simulate,
     table,
 )
+from mmseg_repvgg.reparam.equalize import equalize
 
 
 def test_weights_by_hand():
@@ -41,6 +45,9 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
         self.unused = nn.Conv2d(1, 1, 1)
+
+    def forward(self, images):
+        return self.encode_decode(images, None)
 
     def encode_decode(self, images, metas):
         return self.c(self.b(self.a(images).relu()).relu())
@@ -82,6 +89,25 @@ def test_the_error_is_that_of_the_logits():
     rounded = round_maps(features, torch.tensor(0.0), features.max(), False)
     error = (model.c(rounded) - expected).norm() / expected.norm()
     assert found['c'].error == pytest.approx(error.item(), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('scheme', [Scheme(), Scheme(per_tensor=True), Scheme(symmetric=True)])
+def test_the_collapse_and_its_cure(scheme):
+    """Channels scaled at random by 2^-5 to 2^5: the same function, but not in int8."""
+    model, x = Network().eval(), images()
+    expected, before = model(x[0]), simulate(model, x, scheme)
+    scales = 2.0 ** torch.randint(-5, 6, (8,), generator=torch.Generator().manual_seed(1))
+    model.a.weight *= scales.view(-1, 1, 1, 1)
+    model.a.bias *= scales
+    model.b.weight /= scales.view(1, -1, 1, 1)
+    assert torch.equal(model(x[0]), expected)
+    assert simulate(model, x, scheme) > 4 * before
+    for ranges in (None, x):
+        cured = copy.deepcopy(model)
+        assert equalize(cured, ranges) > 3
+        assert torch.equal(cured(x[0]), expected)
+        assert simulate(cured, x, scheme) < 2 * before
 
 
 def test_the_table():
