@@ -39,8 +39,8 @@ def test_classes_are_nearly_those_of_pytorch(segmentor, exported, scenes):
     expected = segmentor[1].inference(torch.from_numpy(images), metas).numpy().argmax(1)
     for runtime in ('onnxruntime', 'openvino'):
         network = load_runtime(exported.path, runtime)
-        assert (network(images).argmax(1) == expected).mean() > 0.9
-        assert (network(-images).argmax(1) == expected).mean() < 0.9  # negative control
+        assert (network(images).argmax(1) == expected).mean() > 0.75
+        assert (network(-images).argmax(1) == expected).mean() < 0.75  # negative control
 
 
 def test_the_file(exported):
@@ -92,6 +92,7 @@ def test_too_great_a_loss_is_refused_with_advice(segmentor, tmp_path):
     assert (tmp_path / 'm.onnx').read_text() == 'old'
 
 
+@pytest.mark.slow
 def test_the_worst_layers_stay_in_float(segmentor, tmp_path):
     cfg, _, checkpoint = segmentor
     options = Int8Options(**LOOSE, keep_float=2, sensitivity=str(tmp_path / 's.png'))
@@ -139,6 +140,7 @@ def test_mistakes_are_found_before_the_checkpoint_is_read(segmentor, tmp_path):
     refused('m.onnx', FileNotFoundError, "folder 'no/where': give --calibration", int8=missing)
 
 
+@pytest.mark.slow
 def test_without_a_test_set_the_check_says_so(segmentor, tmp_path):
     cfg = Config(segmentor[0].to_dict())
     cfg.test_dataloader = None

@@ -14,6 +14,7 @@ SIZE = (64, 128)
 LOOSE = dict(images=3, check_images=3, agreement=0.5, miou_drop=50)
 
 
+@pytest.mark.slow
 def test_weights_are_int8(segmentor, tmp_path):
     import openvino
 
