@@ -21,10 +21,8 @@ def written(report) -> int:
     )
 
 
-@pytest.mark.parametrize(
-    'model_format',
-    ['onnx', *(pytest.param(name, marks=pytest.mark.slow) for name in ('mnn', 'openvino'))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('model_format', ['onnx', 'mnn', 'openvino'])
 def test_half_the_size_and_nearly_the_same(segmentor, tmp_path, model_format):
     cfg, _, checkpoint = segmentor
     out = {fp16: tmp_path / f'{fp16}{FORMATS[model_format]}' for fp16 in (False, True)}
