@@ -40,6 +40,11 @@ def main() -> None:
     )
     parser.add_argument('--dynamic-batch', action='store_true', help='take any number of images')
     parser.add_argument(
+        '--dynamic-size',
+        action='store_true',
+        help='take images of any size, and any number; --size is then that of sliding windows',
+    )
+    parser.add_argument(
         '--preprocessing', action='store_true', help='take BGR pixels and normalise inside'
     )
     parser.add_argument('--argmax', action='store_true', help='return class indices, not logits')
@@ -62,6 +67,7 @@ def main() -> None:
     options = Options(
         size=args.size and tuple(args.size),
         dynamic_batch=args.dynamic_batch,
+        dynamic_size=args.dynamic_size,
         preprocessing=args.preprocessing,
         argmax=args.argmax,
         rewrites=args.rewrites and tuple(args.rewrites),

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmseg_repvgg.deploy.image_pipeline import image_paths, read_pixels, read_test_pipeline
+from mmseg_repvgg.deploy.images import resize_as_tested
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.runtimes import load_runtime, readers
@@ -57,13 +58,14 @@ def compare_exported(
 ) -> list[Agreement]:
     """Run each test image of a config through all exported models in turn.
 
-    Images are read as in the test pipeline and resized to the size of the models. PyTorch runs the
-    network of the checkpoint without further rewrites.
+    Images are read as in the test pipeline and resized to the size of the models; for models for
+    all sizes as in the pipeline. PyTorch runs the network of the checkpoint without further
+    rewrites.
 
     Args:
         cfg: The config of the checkpoint.
         checkpoint: The checkpoint that the models were exported from.
-        models: Files of tools/export.py, all of one size.
+        models: Files of tools/export.py, all of one size or for all sizes.
         runtime: As in :func:`load_runtime`, for all models.
         threads: As in :func:`load_runtime`.
         count: How many images; None: all.
@@ -75,8 +77,10 @@ def compare_exported(
         CheckpointError: If the checkpoint does not fit the config.
     """
     infos = [ModelDescription.read(path) for path in models]
-    if len({info.size for info in infos}) != 1:
+    sizes = {info.size for info in infos if not info.dynamic_size}
+    if len(sizes) > 1:
         raise ValueError(f'models have sizes {[info.size for info in infos]}: give one size')
+    size = next(iter(sizes), None)
     if count is not None and count < 1:
         raise ValueError(f'images={count} must be at least 1')
     reference, _ = load_segmentor(cfg, checkpoint)
@@ -85,7 +89,9 @@ def compare_exported(
     columns: list[list[tuple[Match, float]]] = [[] for _ in models]
     for index, file in enumerate(islice(image_paths(cfg), count)):
         image = read_pixels(file, preparation, infos[0].channels)
-        pixels = to_batch(image, infos[0].size)
+        if size is None:
+            image = resize_as_tested(image, preparation.resize, preparation.keep_ratio)
+        pixels = to_batch(image, size or (image.shape[0], image.shape[1]))
         expected, normalised = run_reference(reference, pixels, preparation.normalize)
         for network, info, column in zip(networks, infos, columns, strict=True):
             start = time.perf_counter()

@@ -20,7 +20,7 @@ from mmseg_repvgg.deploy.image_pipeline import first_test_set
 from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
 from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.deploy.segmenter import logit
-from mmseg_repvgg.deploy.tiling import check_fits_window, mean_logits
+from mmseg_repvgg.deploy.tiling import fit_windows, mean_logits
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.engine.config_types import type_name
 
@@ -33,7 +33,8 @@ class ExportedModel(BaseSegmentor):
     """A segmentor of mmseg whose network is an exported file.
 
     It runs on whole images of the exported size, or on sliding windows of that size if the file was
-    exported with a stride.
+    exported with a stride. A file for all sizes runs on whole images of any size, or on windows
+    that are shrunk to smaller images.
 
     Args:
         path: The file.
@@ -96,15 +97,14 @@ class ExportedModel(BaseSegmentor):
         """(N, C, H, W) -> logits (N, classes, H, W), one-hot if the file gives labels.
 
         Raises:
-            ValueError: If whole images have another size than the file, or images are smaller than
-                a window.
+            ValueError: If whole images have another size than the file, or images are too small.
         """
         images, info = inputs.cpu().numpy(), self.info
-        if info.stride is None:
+        windows = fit_windows(images.shape[2:], info)
+        if windows is None:
             output = self.runtime(images)
         else:
-            check_fits_window(images.shape[2:], info.size)
-            tiling = info.size, info.stride, BATCH
+            tiling = *windows, BATCH
             output = np.stack([mean_logits(self.runtime, image, *tiling) for image in images])
         logits = torch.from_numpy(np.ascontiguousarray(output))
         if info.argmax_inside:

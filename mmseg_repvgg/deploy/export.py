@@ -28,7 +28,13 @@ from mmseg_repvgg.deploy.input_size import (
     size_and_stride,
 )
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor
-from mmseg_repvgg.deploy.model_description import FORMATS, ModelDescription, weight_files
+from mmseg_repvgg.deploy.model_description import (
+    FORMATS,
+    SMALLEST_OF_ANY,
+    ModelDescription,
+    weight_files,
+)
+from mmseg_repvgg.deploy.onnx_metadata import write_metadata
 from mmseg_repvgg.deploy.quantize.export_int8 import Int8Export, draw_images
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.verify_export import Match, verify
@@ -47,6 +53,7 @@ class Options:
 
     size: tuple[int, int] | None = None  # height, width; None: that of the sliding windows
     dynamic_batch: bool = False
+    dynamic_size: bool = False  # any height and width, and any batch
     preprocessing: bool = False  # inside the graph
     argmax: bool = False  # inside the graph
     rewrites: tuple[str, ...] | None = None  # None: EXPORTED
@@ -74,13 +81,17 @@ class ExportReport:
         height, width = self.info.size
         batch = 'any batch' if self.info.dynamic_batch else 'batch 1'
         precision = '' if self.info.precision == 'fp32' else f' in {self.info.precision}'
+        size = f'{height}x{width}'
+        if self.info.dynamic_size:
+            windows = f', by default in windows of {size}' if self.info.stride else ''
+            size = f'any size from {SMALLEST_OF_ANY}x{SMALLEST_OF_ANY}{windows}'
         return '\n'.join(
             [
                 f'rewrites: {rewrites}',
                 *map(str, self.matches),
                 *map(str, self.converted),
                 *(f'note: {note}' for note in self.notes),
-                f'wrote {self.path}{precision} for images of {height}x{width}, {batch}',
+                f'wrote {self.path}{precision} for images of {size}, {batch}',
             ]
         )
 
@@ -95,8 +106,9 @@ def export(
     """Export a training or fused checkpoint, and check that the file is equal to PyTorch.
 
     The file runs in every installed runtime that reads it, and is compared with the network before
-    any rewrite. So is a temporary file with an odd input size. A file in fp16 or int8 is made from
-    the float32 file, and compared as well. Nothing is written to ``out`` unless all checks pass.
+    any rewrite. So is a temporary file with an odd input size; a file for all sizes is compared at
+    five odd sizes. A file in fp16 or int8 is made from the float32 file, and compared as well.
+    Nothing is written to ``out`` unless all checks pass.
 
     Args:
         cfg: The config of the checkpoint.
@@ -115,13 +127,13 @@ def export(
     options, out = options or Options(), Path(os.path.abspath(out))
     model_format = _check_format(out, model_format)
     _check_precision(options, model_format)
-    check_chosen_size(cfg, options.size)
+    check_chosen_size(cfg, options.size, options.dynamic_size)
     preparation = read_test_pipeline(cfg, options.leave_out)
     images = draw_images(cfg, options.int8) if options.int8 else None
     reference, loaded = load_segmentor(cfg, checkpoint)
     sample = Sample.of(cfg, preparation, num_channels(reference))
-    size, stride = size_and_stride(cfg, options.size, sample.tested_size)
-    rewritten, counts, rewrites = _rewrite(reference, options.rewrites)
+    size, stride = size_and_stride(cfg, options.size, sample, options.dynamic_size)
+    rewritten, counts, rewrites = _rewrite(reference, options)
     info = describe_model(
         cfg,
         reference,
@@ -131,7 +143,8 @@ def export(
         format=model_format,
         size=size,
         stride=stride,
-        dynamic_batch=options.dynamic_batch,
+        dynamic_batch=options.dynamic_batch or options.dynamic_size,
+        dynamic_size=options.dynamic_size,
         preprocessing_inside=options.preprocessing,
         argmax_inside=options.argmax,
         rewrites=rewrites,
@@ -155,7 +168,7 @@ def export(
         conversion = HalfExport(check, options.tolerance, options.agreement)
         check = partial(check, tolerance=None, agreement=None)
     info, matches = _write_verified(rewritten, info, out, check, options.tensorrt, conversion)
-    notes = [*differences(cfg, options.size, preparation, sample, size)]
+    notes = [*differences(cfg, options.size, preparation, sample, info)]
     converted: tuple[Any, ...] = ()
     if conversion is not None:
         converted = tuple(conversion.results)
@@ -167,6 +180,11 @@ def _check_precision(options: Options, model_format: str) -> None:
     """Check that the format can hold what is wanted, before anything is loaded."""
     if options.fp16 and options.int8:
         raise ValueError('fp16 and int8 cannot be combined: choose one')
+    if options.int8 and options.dynamic_size:
+        raise ValueError(
+            'int8 is calibrated for images of one size: give --size HEIGHT WIDTH instead of '
+            '--dynamic-size'
+        )
     if options.fp16:
         check_half_format(model_format)
     if options.int8:
@@ -188,27 +206,34 @@ def _check_format(out: Path, model_format: str | None) -> str:
 
 
 def _rewrite(
-    reference: nn.Module, chosen: tuple[str, ...] | None
+    reference: nn.Module, options: Options
 ) -> tuple[nn.Module, dict[str, int], tuple[str, ...]]:
     """Return a rewritten copy, the places changed by each rewrite, and all rewrites in the copy."""
-    done = [name for name in EXPORTED if name in getattr(reference, 'rewrites', ())]  # if fused
-    wanted = EXPORTED if chosen is None else _check_rewrites(chosen)
+    exported = tuple(name for name in EXPORTED if not (options.dynamic_size and name == 'dilation'))
+    chosen = options.rewrites
+    done = [name for name in exported if name in getattr(reference, 'rewrites', ())]  # if fused
+    wanted = exported if chosen is None else _check_rewrites(chosen, exported)
     names = [name for name in wanted if name not in done]
     if chosen is None and not any(map(fuse_method, reference.modules())):
         names = [name for name in names if name != 'branches']
     rewritten, counts = deployed_copy(reference, names) if names else (copy.deepcopy(reference), {})
     if chosen is None:
         counts = {name: count for name, count in counts.items() if count}
-    return rewritten, counts, tuple(name for name in EXPORTED if name in (*done, *counts))
+    return rewritten, counts, tuple(name for name in exported if name in (*done, *counts))
 
 
-def _check_rewrites(rewrites: tuple[str, ...]) -> tuple[str, ...]:
+def _check_rewrites(rewrites: tuple[str, ...], exported: tuple[str, ...]) -> tuple[str, ...]:
     names = check_names(rewrites)
     others = [name for name in names if name not in EXPORTED]
     if others:
         raise ValueError(
             f'rewrites={others} act in PyTorch only and do not change an exported file; '
             f'choose from {", ".join(EXPORTED)}'
+        )
+    if not set(names) <= set(exported):
+        raise ValueError(
+            "the rewrite 'dilation' pads maps by their size, and a file for all sizes keeps the "
+            f'dilated convs: choose from {", ".join(exported)}'
         )
     return names
 
@@ -223,6 +248,7 @@ def _write_verified(
 ) -> tuple[ModelDescription, list[Match]]:
     """Write a model, and one of an odd size to a temporary file, and check both before moving.
 
+    A model for all sizes is checked at several itself.
     With ``convert``, the written file is then replaced by one in another precision.
     """
     sweep(writable_folder(out.parent))
@@ -235,10 +261,11 @@ def _write_verified(
 
             check_tensorrt(written)
         matches = check(written)
-        _write(model, odd, replace(info, size=odd_size(info.size)))
-        matches += check(odd)
+        if not info.dynamic_size:
+            _write(model, odd, replace(info, size=odd_size(info.size)))
+            matches += check(odd)
         if convert is not None:
-            info = convert(written, info)
+            info = _describe(convert(written, info), written)
         _move(written, out)
     return info, matches
 
@@ -246,6 +273,13 @@ def _write_verified(
 def _write(model: nn.Module, path: Path, info: ModelDescription) -> ModelDescription:
     """Write a model and its description, which is returned."""
     WRITERS[info.format](trace(model, info), path, OUTPUTS[info.argmax_inside])
+    return _describe(info, path)
+
+
+def _describe(info: ModelDescription, path: Path) -> ModelDescription:
+    """Write a description into ONNX files and next to all; returns what was written."""
+    if info.format == 'onnx':
+        write_metadata(path, info)
     return info.write(path)
 
 

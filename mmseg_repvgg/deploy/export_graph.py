@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from mmseg_repvgg.deploy.dynamic_size import trace_any_size
 from mmseg_repvgg.deploy.model_description import ModelDescription
 
 INPUT = 'images'
@@ -65,13 +66,8 @@ def trace(model: Any, info: ModelDescription) -> ExportedProgram:
         ValueError: If the graph holds adaptive pooling other than global pooling (to 1 x 1); names
             the sizes and the rewrite that removes them.
     """
-    graph, like = Graph(model, info), next(model.parameters())
-    batch = 2 if info.dynamic_batch else 1  # a dynamic batch of 1 would become a constant
-    images = torch.zeros(batch, info.channels, *info.size, device=like.device, dtype=like.dtype)
-    dynamic: Any = ({0: Dim('batch', min=1)},) if info.dynamic_batch else None
-    with torch.no_grad():
-        graph(images)  # computes the constants for this size, outside the graph
-        program = torch.export.export(graph, (images,), dynamic_shapes=dynamic)
+    graph = Graph(model, info)
+    program = trace_any_size(graph, info.channels) if info.dynamic_size else _trace(graph, info)
     pooled = {tuple(n.args[1]) for n in program.graph.nodes if 'adaptive' in str(n.target)}
     sizes = sorted(size for size in pooled if math.prod(size) != 1)
     if sizes:
@@ -81,3 +77,14 @@ def trace(model: Any, info: ModelDescription) -> ExportedProgram:
             'PSPHead and UPerHead: keep it in --rewrites. Other heads cannot be exported'
         )
     return program
+
+
+def _trace(graph: Graph, info: ModelDescription) -> ExportedProgram:
+    """Trace a graph for images of ``info.size``."""
+    like = next(graph.parameters())
+    batch = 2 if info.dynamic_batch else 1  # a dynamic batch of 1 would become a constant
+    images = torch.zeros(batch, info.channels, *info.size, device=like.device, dtype=like.dtype)
+    dynamic: Any = ({0: Dim('batch', min=1)},) if info.dynamic_batch else None
+    with torch.no_grad():
+        graph(images)  # computes the constants for this size, outside the graph
+        return torch.export.export(graph, (images,), dynamic_shapes=dynamic)

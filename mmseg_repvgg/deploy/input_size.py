@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmseg_repvgg.checks import check_size
 from mmseg_repvgg.deploy.image_pipeline import Preparation, Sample
 from mmseg_repvgg.deploy.load_segmentor import settings_of_preprocessor
+from mmseg_repvgg.deploy.model_description import SMALLEST_OF_ANY, ModelDescription
 from mmseg_repvgg.deploy.tiling import SMALLEST
 
 
@@ -18,13 +19,14 @@ def odd_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(height // 2, SMALLEST) | 1, max(width // 2, SMALLEST) | 1
 
 
-def check_chosen_size(cfg: Config, size: Sequence[int] | None) -> None:
+def check_chosen_size(cfg: Config, size: Sequence[int] | None, dynamic: bool = False) -> None:
     """Check the chosen size before anything is loaded."""
     if size is not None:
         check_size('size', size)
-    elif not slides(cfg):
+    elif not (dynamic or slides(cfg)):
         raise ValueError(
-            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH'
+            f'{cfg.filename} tests whole images and sets no size: give --size HEIGHT WIDTH, or '
+            '--dynamic-size for images of all sizes'
         )
 
 
@@ -35,7 +37,7 @@ def slides(cfg: Config) -> bool:
 
 
 def size_and_stride(
-    cfg: Config, size: Sequence[int] | None, tested: tuple[int, int] | None
+    cfg: Config, size: Sequence[int] | None, sample: Sample, dynamic: bool = False
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """Size of the input, and stride of sliding windows of that size (None: whole images).
 
@@ -43,13 +45,21 @@ def size_and_stride(
         cfg: The config.
         size: Height and width; None: of the config's windows, shrunk to the test images as
             by mmseg.
-        tested: Height and width of test images; None: not known.
+        sample: A test image.
+        dynamic: Whether the network takes all sizes: windows are shrunk to each image later on, and
+            for whole images the size is one to be checked.
     """
-    test_cfg = cfg.model.get('test_cfg') or {}
+    test_cfg, tested, smallest = cfg.model.get('test_cfg') or {}, sample.tested_size, SMALLEST
+    if dynamic:
+        smallest = SMALLEST_OF_ANY
+        if size is None and not slides(cfg):
+            rows, columns = tested or sample.image.shape[:2]
+            size = max(rows, smallest), max(columns, smallest)
+        tested = None
     if size is None:
         size = tuple(map(min, test_cfg['crop_size'], tested or test_cfg['crop_size']))
-    if min(size) < SMALLEST:
-        raise ValueError(f'size={tuple(size)} must be height and width of at least {SMALLEST}')
+    if min(size) < smallest:
+        raise ValueError(f'size={tuple(size)} must be height and width of at least {smallest}')
     height, width = map(int, size)
     if not slides(cfg):
         return (height, width), None
@@ -62,9 +72,10 @@ def differences(
     chosen: Sequence[int] | None,
     preparation: Preparation,
     sample: Sample,
-    size: tuple[int, int],
+    info: ModelDescription,
 ) -> Iterator[str]:
     """Say how the file differs from what the config tests."""
+    size, dynamic = info.size, info.dynamic_size
     test_cfg = cfg.model.get('test_cfg') or {}
     tested, windows = sample.tested_size, slides(cfg)
     if windows and chosen is None and size != tuple(test_cfg['crop_size']):
@@ -72,7 +83,7 @@ def differences(
             f'windows are {size[0]}x{size[1]}, not {test_cfg["crop_size"]}: the test images are '
             'smaller than the crop_size of the config, and mmseg shrinks windows to the image'
         )
-    if not windows and tested is not None and tested != size:
+    if not (windows or dynamic) and tested is not None and tested != size:
         yield (
             f'the config tests images at {tested[0]}x{tested[1]} or other sizes; the exported '
             f'model resizes all to {size[0]}x{size[1]}'

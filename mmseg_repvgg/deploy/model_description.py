@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checks import check_size, is_integer
+from mmseg_repvgg.deploy.description_checks import check_values
 
 FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'mnn': '.mnn', 'torch': '.pt2'}
 """Formats of exported models and their file suffixes."""
+
+SMALLEST_OF_ANY = 64
+"""Smallest height and width of images of a model for all sizes: two pixels at a stride of 32."""
 
 
 @dataclass(frozen=True)
 class ModelDescription:
     """An exported network, the input it takes and the output it gives.
 
-    The input is (N, channels, *size), float32. With ``preprocessing_inside`` it holds BGR pixels as
-    OpenCV reads them. Otherwise the caller reorders them to RGB (if ``to_rgb``) and normalises
-    them: ``(x - mean) / std``. The output is (N, num_outputs, *size) float32 logits, or
-    with ``argmax_inside`` (N, *size) integer class indices.
+    The input is (N, channels, *size), float32. With ``dynamic_size`` its height and width are free,
+    from :data:`SMALLEST_OF_ANY`, and ``size`` is only that of sliding windows. With
+    ``preprocessing_inside`` the input holds BGR pixels as OpenCV reads them. Otherwise the caller
+    reorders them to RGB (if ``to_rgb``) and normalises them: ``(x - mean) / std``. The output has
+    the size of the input: (N, num_outputs, H, W) float32 logits, or with ``argmax_inside`` (N, H,
+    W) integer class indices.
 
     Fields with a default were added later: files of older versions do not have them.
 
     Raises:
-        ValueError: If ``mean``, ``std``, ``size`` or a colour is wrong.
+        ValueError: If a value is wrong; names the field, the value and what is allowed.
     """
 
     format: str  # one of FORMATS
@@ -57,25 +61,28 @@ class ModelDescription:
     precision: str = 'fp32'  # of the weights: fp32, fp16 or int8
     # how it was quantized, for int8: images, settings, layers in float, quality
     quantization: Mapping[str, Any] | None = field(default=None, hash=False)
+    dynamic_size: bool = False  # height and width are free
 
     def __post_init__(self) -> None:
-        for name in ('mean', 'std'):
-            values = getattr(self, name)
-            if len(values) != self.channels or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f'{name}={values} must be {self.channels} finite numbers, one per channel'
-                )
-        if 0 in self.std:
-            raise ValueError(f'std={self.std} must not be 0: images are divided by it')
-        check_size('size', self.size)
-        for colour in self.palette:
-            if len(colour) != 3 or not all(is_integer(c, 0) and c < 256 for c in colour):
-                raise ValueError(f'{colour} of the palette must be red, green, blue: 0 to 255')
+        check_values(vars(self))
 
     @property
     def num_outputs(self) -> int:
         """The number of logits per pixel."""
         return len(self.classes) if self.threshold is None else 1
+
+    @property
+    def input_text(self) -> str:
+        """The shape of the input, for messages."""
+        if not self.dynamic_size:
+            return f'(N, {self.channels}, {self.size[0]}, {self.size[1]})'
+        return f'(N, {self.channels}, H, W), H and W at least {SMALLEST_OF_ANY}'
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether the network takes images of this size."""
+        if self.dynamic_size:
+            return min(height, width) >= SMALLEST_OF_ANY
+        return (height, width) == self.size
 
     def write(self, model: str | Path) -> ModelDescription:
         """Write it next to the model file, with the hash of the model.
@@ -88,8 +95,29 @@ class ModelDescription:
         """
         written = replace(self, model_sha256=_hash(model))
         with atomic_file(description_path(model)) as temporary:
-            temporary.write_text(json.dumps(asdict(written), indent=1) + '\n', encoding='utf-8')
+            temporary.write_text(written.to_json(), encoding='utf-8')
         return written
+
+    def to_json(self) -> str:
+        """As JSON, with a field a line or more."""
+        return json.dumps(asdict(self), indent=1) + '\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelDescription:
+        """Read what :meth:`to_json` wrote; unknown fields, of later versions, are left out.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f'it holds a {type(values).__name__}, not an object with fields')
+        needed = [f.name for f in fields(cls) if f.default is MISSING]
+        missing = [name for name in needed if name not in values]
+        if missing:
+            raise ValueError(f'it lacks {", ".join(missing)}')
+        names = [f.name for f in fields(cls) if f.name in values]
+        return cls(**{name: _to_tuple(values[name]) for name in names})
 
     @classmethod
     def read(cls, model: str | Path) -> ModelDescription:
@@ -107,13 +135,11 @@ class ModelDescription:
                     'wrote and the .json next to it; keep them together'
                 )
         try:
-            values = json.loads(path.read_text(encoding='utf-8'))
-            names = [f.name for f in fields(cls) if f.name in values]
-            description = cls(**{name: _to_tuple(values[name]) for name in names})
-        except (ValueError, KeyError, TypeError) as error:
+            description = cls.from_json(path.read_text(encoding='utf-8'))
+        except ValueError as error:
             raise ValueError(
-                f'{path} is not what mmseg-repvgg export writes next to a model ({error!r}); '
-                'export again'
+                f'{path} is not what mmseg-repvgg export writes next to a model ({error}); export '
+                'again'
             ) from error
         if description.model_sha256 and description.model_sha256 != _hash(model):
             raise ValueError(

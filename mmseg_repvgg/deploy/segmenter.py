@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import cv2
 import numpy as np
@@ -23,14 +23,17 @@ from mmseg_repvgg.deploy.images import (
     resize_image,
     resize_plane,
 )
-from mmseg_repvgg.deploy.model_description import ModelDescription
+from mmseg_repvgg.deploy.model_description import SMALLEST_OF_ANY, ModelDescription
 from mmseg_repvgg.deploy.tiling import (
-    check_fits_window,
+    Pair,
+    fit_windows,
     mean_logits,
     mean_strips,
     nearest_labels,
     window_starts,
 )
+
+ImageOrFile = np.ndarray | str | Path
 
 
 class Network(Protocol):
@@ -43,15 +46,30 @@ class Network(Protocol):
         ...
 
 
-class Segmenter:
-    """Label maps of images of any size, from a network of a fixed input size.
+class Prepared(NamedTuple):
+    """An image as the network sees it."""
 
-    Without a stride in ``info``, the whole image is resized to the input size, without keeping the
-    aspect ratio, and the logits are resized back as in mmseg. With a stride, the image is resized
-    as in the test pipeline, and the network runs on sliding windows, placed and averaged as in
-    mmseg's ``slide_inference``. Images smaller than a window are an error (mmseg would shrink the
-    window), or with ``pad_small_images`` are padded below and to the right with the mean pixel. If
-    the network ends in argmax, labels are resized by nearest neighbour and windows are not
+    planes: np.ndarray  # (C, h, w)
+    inner: Pair  # height and width of the planes without padding
+    shape: Pair  # of the image
+    windows: tuple[Pair, Pair] | None = None  # size and stride; None: the network sees it whole
+
+
+class Segmenter:
+    """Label maps of images of any size, from a network of a fixed input size or for all sizes.
+
+    A network for all sizes (``export --dynamic-size``) runs on images as the test pipeline resizes
+    them, whole or in windows that shrink to smaller images, as in mmseg. Images of less than 64 x
+    64 pixels are an error, or with ``pad_small_images`` are padded as below.
+
+    A network of a fixed size without a stride in ``info`` runs on whole images, resized to its size
+    without keeping the aspect ratio, and the logits are resized back as in mmseg. With a stride,
+    the image is resized as in the test pipeline, and the network runs on sliding windows, placed
+    and averaged as in mmseg's ``slide_inference``. Images smaller than a window are an error (mmseg
+    would shrink the window), or with ``pad_small_images`` are padded below and to the right with
+    the mean pixel.
+
+    If the network ends in argmax, labels are resized by nearest neighbour and windows are not
     averaged: see :func:`.tiling.nearest_labels`.
 
     Memory does not grow with the number of windows: besides the image and its labels, ``batch``
@@ -65,7 +83,7 @@ class Segmenter:
         model: The exported file, with its .json next to it; or a loaded network.
         runtime: Name of the runtime; by default one that reads the file. Only for a file.
         threads: How many threads the runtime uses. Only for a file.
-        batch: Windows per call of the network, if it takes more than one image.
+        batch: Windows, or images of a list, per call of the network, if it takes more than one.
         device: Device of the runtime, as in :func:`.load_runtime`. Only for a file.
         pad_small_images: Pad images smaller than a window instead of raising an error. Near the
             padding, labels differ from mmseg's.
@@ -110,26 +128,45 @@ class Segmenter:
         # in BGR, the order of the image
         self._mean, self._std = (mean[::-1], std[::-1]) if info.to_rgb else (mean, std)
 
-    def __call__(self, image: np.ndarray | str | Path) -> np.ndarray:
-        """Label every pixel.
+    @overload
+    def __call__(self, image: ImageOrFile) -> np.ndarray: ...
+
+    @overload
+    def __call__(self, image: list[ImageOrFile] | tuple[ImageOrFile, ...]) -> list[np.ndarray]: ...
+
+    def __call__(self, image: Any) -> np.ndarray | list[np.ndarray]:
+        """Label every pixel of an image, or of each image of a list.
 
         Args:
             image: (H, W, 3) uint8 in BGR, as OpenCV reads it, or an image file; for others see
-                :func:`.images.as_pixels` and :func:`.images.read_image`.
+                :func:`.images.as_pixels` and :func:`.images.read_image`. Or a list or tuple of
+                them, of any sizes; whole images that the network sees at one size share its calls.
 
         Returns:
-            (H, W) indices into ``info.classes``; uint8 up to 256 classes, else uint16.
+            (H, W) indices into ``info.classes``; uint8 up to 256 classes, else uint16. For a list a
+            list of them.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not an image, is smaller than a window, or the output of the
-                network does not fit ``info``.
+            ValueError: If it is not an image, is smaller than a window (with a network for all
+                sizes: than 64 x 64), or the output of the network does not fit ``info``. For an
+                image of a list, the message begins with its number.
         """
-        if isinstance(image, (str, os.PathLike)):
-            image = self.read(image)
-        pixels = as_pixels(image, self.info.channels, self.info.color_type)
-        stride = self.info.stride
-        return self._whole(pixels) if stride is None else self._sliding(pixels, stride)
+        if isinstance(image, (list, tuple)):
+            return self._label_list(image)
+        prepared = self._prepare(image)
+        if prepared.windows is not None:
+            return self._sliding(prepared, prepared.windows)
+        return self._labels_of_size(self._run(prepared.planes[None])[0], prepared)
+
+    def warm_up(self, size: Pair | None = None) -> None:
+        """Label a grey image, so that the first request does not wait for the runtime to set up.
+
+        Args:
+            size: Height and width of the image; None: those of the network's input.
+        """
+        channels, height, width = self.info.channels, *(size or self.info.size)
+        self(np.full((height, width, channels), 128, np.uint8))
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image file as in training: see :func:`.images.read_image`."""
@@ -168,36 +205,71 @@ class Segmenter:
         blended = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
         return np.where(known[:, :, None], blended, image)
 
-    def _whole(self, image: np.ndarray) -> np.ndarray:
-        resized = resize_image(image, self.info.size)
-        output = self._run(resized.transpose(2, 0, 1)[None])[0]
-        return self._labels_of_size(output, image.shape[:2])
+    def _prepare(self, image: ImageOrFile) -> Prepared:
+        """Read, resize and pad an image."""
+        if isinstance(image, (str, os.PathLike)):
+            image = self.read(image)
+        info = self.info
+        pixels = as_pixels(image, info.channels, info.color_type)
+        shape = pixels.shape[0], pixels.shape[1]
+        if info.stride is None and not info.dynamic_size:
+            return Prepared(resize_image(pixels, info.size).transpose(2, 0, 1), info.size, shape)
+        planes = resize_as_tested(pixels, info.resize, info.keep_ratio).transpose(2, 0, 1)
+        _, height, width = planes.shape
+        smallest = (SMALLEST_OF_ANY,) * 2 if info.dynamic_size else info.size
+        if self.pad_small_images and (height < smallest[0] or width < smallest[1]):
+            planes = self._pad(planes, smallest)
+        windows = fit_windows(planes.shape[1:], info)
+        return Prepared(planes, (height, width), shape, windows)
 
-    def _sliding(self, image: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
-        info, shape = self.info, image.shape[:2]
-        planes = resize_as_tested(image, info.resize, info.keep_ratio).transpose(2, 0, 1)
-        height, width = planes.shape[1:]
-        if self.pad_small_images and (height < info.size[0] or width < info.size[1]):
-            planes = self._pad(planes)
-        check_fits_window(planes.shape[1:], info.size)
-        tiling = self._run, planes, info.size, stride, self.batch
-        if info.argmax_inside:
-            return self._labels_of_size(nearest_labels(*tiling)[:height, :width], shape)
-        if shape == (height, width):  # not resized back: the logits are needed strip by strip
+    def _label_list(self, images: Sequence[ImageOrFile]) -> list[np.ndarray]:
+        """Label images in batches of those that the network sees at one size."""
+        labels = [np.empty(0)] * len(images)
+        waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
+
+        def run(group: list[tuple[int, Prepared]]) -> None:
+            outputs = self._run(np.stack([prepared.planes for _, prepared in group]))
+            for (index, prepared), output in zip(group, outputs, strict=True):
+                labels[index] = self._labels_of_size(output, prepared)
+
+        for index, image in enumerate(images):
+            try:
+                prepared = self._prepare(image)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f'image {index} of the list: {error}') from error
+            if prepared.windows is not None:  # which share calls themselves
+                labels[index] = self._sliding(prepared, prepared.windows)
+                continue
+            group = waiting.setdefault(prepared.planes.shape, [])
+            group.append((index, prepared))
+            if len(group) == self.batch:
+                run(waiting.pop(prepared.planes.shape))
+        for group in waiting.values():
+            run(group)
+        return labels
+
+    def _sliding(self, prepared: Prepared, windows: tuple[Pair, Pair]) -> np.ndarray:
+        """Labels of an image from windows of a size and a stride."""
+        (height, width), tiling = prepared.inner, (self._run, prepared.planes, *windows, self.batch)
+        if self.info.argmax_inside:
+            return self._labels_of_size(nearest_labels(*tiling), prepared)
+        if prepared.shape == prepared.inner:  # the logits are needed strip by strip
             labels = np.concatenate([self._argmax(strip) for strip in mean_strips(*tiling)])
             return np.ascontiguousarray(labels[:height, :width])
-        return self._labels_of_size(mean_logits(*tiling)[:, :height, :width], shape)
+        return self._labels_of_size(mean_logits(*tiling), prepared)
 
-    def _pad(self, planes: np.ndarray) -> np.ndarray:
-        """Pad (C, H, W) pixels below and to the right with the mean pixel until a window fits."""
+    def _pad(self, planes: np.ndarray, smallest: Pair) -> np.ndarray:
+        """Pad (C, H, W) pixels below and to the right with the mean pixel, to a smallest size."""
         _, height, width = planes.shape
-        padded = np.empty((len(planes), *np.maximum((height, width), self.info.size)), np.float32)
+        padded = np.empty((len(planes), *np.maximum((height, width), smallest)), np.float32)
         padded[:] = self._mean
         padded[:, :height, :width] = planes
         return padded
 
-    def _labels_of_size(self, output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Labels (*shape) of logits (C, h, w) or labels (h, w)."""
+    def _labels_of_size(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Labels of the image's size, of logits (C, h, w) or labels (h, w)."""
+        (height, width), shape = prepared.inner, prepared.shape
+        output = output[..., :height, :width]
         if self.info.argmax_inside:
             labels = np.ascontiguousarray(output.astype(self._dtype))
             if labels.shape == shape:
@@ -206,8 +278,8 @@ class Segmenter:
         if output.shape[1:] == shape:
             return self._argmax(output)
         # plane by plane: OpenCV 5 takes no more than 128 channels at once
-        size, align = (shape[0], shape[1]), self.info.align_corners
-        return self._argmax(resize_plane(np.ascontiguousarray(p), size, align) for p in output)
+        align = self.info.align_corners
+        return self._argmax(resize_plane(np.ascontiguousarray(p), shape, align) for p in output)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         """(N, C, h, w) pixels in BGR -> logits or labels; normalises unless the network does it."""

@@ -1,6 +1,6 @@
 """Sliding windows over an image, placed and averaged as mmseg's ``slide_inference`` does.
 
-Needs numpy only. A network with a fixed input size runs on windows of a larger image, ``stride``
+Needs numpy only. A network runs on windows of a larger image, ``stride``
 pixels apart. The last window of a row or column is shifted back so that it ends at the border.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise, product
 
 import numpy as np
+
+from mmseg_repvgg.deploy.model_description import SMALLEST_OF_ANY, ModelDescription
 
 Pair = tuple[int, int]  # height, width
 SMALLEST = 32  # pixels; side of the smallest images that are exported for
@@ -47,7 +49,7 @@ def check_fits_window(shape: Sequence[int], size: Pair) -> None:
     if height >= window_height and width >= window_width:
         return
     smaller = min(height, window_height), min(width, window_width)
-    export = f'Export one for such images with --size {smaller[0]} {smaller[1]}, or pad them'
+    export = f'Export one with --dynamic-size or --size {smaller[0]} {smaller[1]}, or pad them'
     raise ValueError(
         f'the image of {height}x{width} pixels is smaller than the windows of the exported model, '
         f'{window_height}x{window_width}. mmseg shrinks its windows to the image; a model with a '
@@ -55,6 +57,34 @@ def check_fits_window(shape: Sequence[int], size: Pair) -> None:
         '(pad_small_images=True, or predict --pad-small-images), which changes labels near the '
         'padding'
     )
+
+
+def fit_windows(shape: Sequence[int], info: ModelDescription) -> tuple[Pair, Pair] | None:
+    """Size and stride of the windows on an image, or None if the model takes it whole.
+
+    A model for all sizes shrinks its windows to the image, as mmseg does.
+
+    Args:
+        shape: Height and width of the image.
+        info: Of the model.
+
+    Raises:
+        ValueError: If the image is too small.
+    """
+    (height, width), size, stride = shape, info.size, info.stride
+    if info.dynamic_size:
+        if min(height, width) < SMALLEST_OF_ANY:
+            raise ValueError(
+                f'the image of {height}x{width} pixels is smaller than {SMALLEST_OF_ANY}x'
+                f'{SMALLEST_OF_ANY}, the smallest that a model for all sizes takes. Pad it '
+                '(pad_small_images=True, or predict --pad-small-images), which changes labels near '
+                'the padding'
+            )
+        size = min(height, size[0]), min(width, size[1])
+        stride = stride and (min(size[0], stride[0]), min(size[1], stride[1]))
+    elif stride is not None:
+        check_fits_window(shape, size)
+    return stride and (size, stride)
 
 
 def mean_logits(

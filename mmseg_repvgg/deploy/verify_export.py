@@ -12,6 +12,7 @@ import mmcv
 import numpy as np
 import torch
 
+from mmseg_repvgg.deploy.dynamic_size import odd_sizes
 from mmseg_repvgg.deploy.export_graph import logits_of
 from mmseg_repvgg.deploy.images import resize_image
 from mmseg_repvgg.deploy.model_description import ModelDescription
@@ -70,34 +71,37 @@ def verify(
     Args:
         path: The model, with its description next to it.
         reference: The segmentor before any rewrite, in eval mode.
-        image: (H, W, C), in BGR; it is resized to the size of the model.
+        image: (H, W, C), in BGR; it is resized to the size of the model, or if that takes all
+            sizes to its ``size`` and to five odd sizes.
         name: Name of the image, for reports and errors.
         tolerance: Replaces :attr:`Limits.relative` of every runtime.
         agreement: Replaces :attr:`Limits.agreement`.
         normalize: As :func:`run_reference`.
 
     Returns:
-        One entry per runtime, all within the limits.
+        One entry per runtime and size, all within the limits.
 
     Raises:
         EquivalenceError: If a runtime exceeds the limits, or none is installed.
     """
     info = ModelDescription.read(path)
-    pixels = to_batch(image, info.size)
-    if info.dynamic_batch:  # a batch of two, the second mirrored
-        pixels = np.concatenate([pixels, pixels[..., ::-1]])
-    expected, normalised = run_reference(reference, pixels, normalize)
-    images = pixels if info.preprocessing_inside else normalised
+    networks = {runtime: load_runtime(path, runtime) for runtime in readers(info.format)}
     matches = []
-    for runtime in readers(info.format):
-        match = compare_output(runtime, name, expected, load_runtime(path, runtime)(images), info)
-        limits = LIMITS[runtime]
-        _require(
-            match,
-            limits.relative if tolerance is None else tolerance,
-            limits.agreement if agreement is None else agreement,
-        )
-        matches.append(match)
+    for size in [info.size, *(odd_sizes(info.size) if info.dynamic_size else ())]:
+        pixels = to_batch(image, size)
+        if info.dynamic_batch:  # a batch of two, the second mirrored
+            pixels = np.concatenate([pixels, pixels[..., ::-1]])
+        expected, normalised = run_reference(reference, pixels, normalize)
+        images = pixels if info.preprocessing_inside else normalised
+        for runtime, network in networks.items():
+            match = compare_output(runtime, name, expected, network(images), info)
+            limits = LIMITS[runtime]
+            _require(
+                match,
+                limits.relative if tolerance is None else tolerance,
+                limits.agreement if agreement is None else agreement,
+            )
+            matches.append(match)
     if not matches:
         raise EquivalenceError(
             f'{path} cannot be checked: no runtime that reads it is installed; '
@@ -160,13 +164,14 @@ def compare_output(
 ) -> Match:
     """Compare the output of a runtime with PyTorch's logits (N, classes, H, W)."""
     labels, relative = output, None
+    size = expected.shape[2], expected.shape[3]
     if not info.argmax_inside:
         labels = labels_of(output, info)
         scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
         gap = np.nan_to_num(np.abs(output - expected), nan=np.inf).max()
         relative = float(gap) / scale
     agreement = float((labels == labels_of(expected, info)).mean())
-    return Match(runtime, image, info.size, relative, agreement)
+    return Match(runtime, image, size, relative, agreement)
 
 
 def labels_of(logits: np.ndarray, info: ModelDescription) -> np.ndarray:

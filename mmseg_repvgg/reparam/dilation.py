@@ -11,6 +11,8 @@ activation make this padding nonzero, so it is reset to zero after every layer e
 last, and is cut off at the end.
 
 What depends on the size of the map stands in functions that ``torch.fx`` does not trace but calls.
+A graph of ``torch.export`` for all sizes keeps the dilated convs: how maps are padded and split
+depends on their size.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmseg_repvgg.reparam.module_hooks import has_hooks
+from mmseg_repvgg.reparam.open_size import has_open_size
 
 Layers = Sequence[Callable[[Tensor], Tensor]]
 
@@ -108,11 +111,19 @@ class SubMapConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) -> the same with C_out channels."""
+        if has_open_size(x):
+            return self.convolve_dilated(x)
         return _run(self.run, [self.convolve], x, self.sub_map_step)
 
     def convolve(self, x: Tensor) -> Tensor:
         """Apply the ordinary conv: (n, C, h, w) -> (n, C_out, h, w)."""
         return nn.Conv2d.forward(self, x)
+
+    def convolve_dilated(self, x: Tensor) -> Tensor:
+        """Apply the original conv: (N, C, H, W) -> (N, C_out, H, W)."""
+        step = self.sub_map_step
+        padding = [step * (length // 2) for length in self.kernel_size]
+        return F.conv2d(x, self.weight, self.bias, 1, padding, step, self.groups)
 
 
 class SubMapSequential(nn.Sequential):
@@ -123,7 +134,7 @@ class SubMapSequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the blocks one after the other."""
         for step, blocks in groupby(self, key=_step_of_run):
-            if step == 1:
+            if step == 1 or has_open_size(x):
                 for block in blocks:
                     x = block(x)
             else:

@@ -25,12 +25,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mmseg_repvgg.reparam.batchnorm import conv_of
 from mmseg_repvgg.reparam.module_hooks import has_hooks
+from mmseg_repvgg.reparam.open_size import has_open_size
 
 TAPS = 3
 """Size of the bottleneck's kernel, per axis."""
 
 KNOWN_METHODS = (('PSPHead', '_forward_feature'), ('UPerHead', 'psp_forward'))
 """The class and method of mmseg's heads that only apply the bottleneck to the concat."""
+
+
+Options = tuple[torch.device, torch.dtype]
+EXACT: Options = (torch.device('cpu'), torch.float64)
+"""Where constant matrices are computed, before they are converted to the dtype of the input."""
 
 
 class Axis(NamedTuple):
@@ -40,35 +46,60 @@ class Axis(NamedTuple):
     spread: list[Tensor]  # V (n, TAPS * b) per scale b
 
 
-def pooling_matrix(length: int, scale: int) -> Tensor:
-    """Adaptive average pooling of ``length`` pixels to ``scale``: (scale, length) float64."""
-    return F.adaptive_avg_pool1d(torch.eye(length, dtype=torch.float64)[None], scale)[0].T
+def pooling_matrix(length: int, scale: int, options: Options = EXACT) -> Tensor:
+    """Adaptive average pooling of ``length`` pixels to ``scale``: (scale, length).
+
+    Window i holds the pixels from floor(i n / b) up to ceil((i + 1) n / b) (PyTorch's definition of
+    ``adaptive_avg_pool1d``), here compared as integers, which a graph of any length can compute.
+    """
+    device, dtype = options
+    window = torch.arange(scale, device=device)[:, None]
+    pixel = torch.arange(length, device=device)
+    inside = ((pixel + 1) * scale > window * length) & (pixel * scale < (window + 1) * length)
+    ones = inside.to(dtype)
+    return ones / ones.sum(1, keepdim=True)
 
 
-def upsampling_matrix(scale: int, length: int, align_corners: bool) -> Tensor:
-    """Linear interpolation of ``scale`` values to ``length`` pixels: (length, scale) float64."""
-    eye = torch.eye(scale, dtype=torch.float64)[None]
-    return F.interpolate(eye, size=length, mode='linear', align_corners=align_corners)[0].T
+def upsampling_matrix(
+    scale: int, length: int, align_corners: bool, options: Options = EXACT
+) -> Tensor:
+    """Linear interpolation of ``scale`` values to ``length`` pixels: (length, scale).
+
+    Pixel y lies at y (b - 1) / (n - 1) if the corners are aligned, else at (y + 1/2) b / n - 1/2,
+    not beyond the first and the last value. The places are kept as integers times a unit.
+    """
+    device, dtype = options
+    pixel = torch.arange(length, device=device)[:, None]
+    value = torch.arange(scale, device=device)
+    if align_corners:
+        unit = torch.full((1, 1), length - 1, device=device).clamp(min=1)
+        place = pixel * (scale - 1)
+    else:
+        unit = torch.full((1, 1), 2 * length, device=device)
+        place = ((2 * pixel + 1) * scale - length).clamp(min=0).minimum(unit * (scale - 1))
+    return (unit - (place - value * unit).abs()).clamp(min=0).to(dtype) / unit.to(dtype)
 
 
 def shifted_by_taps(matrix: Tensor) -> Tensor:
     """Rows (n, b) as each tap of a 3-tap conv with zero padding sees them: (n, 3 * b)."""
-    length = len(matrix)
     padded = F.pad(matrix, (0, 0, 1, 1))
-    return torch.cat([padded[tap : tap + length] for tap in range(TAPS)], dim=1)
+    return torch.cat([padded[:-2], padded[1:-1], padded[2:]], dim=1)
 
 
 @torch.fx.wrap
 def axis_matrices(x: Tensor, scales: Sequence[int], align_corners: bool) -> tuple[Axis, Axis]:
     """The matrices of the vertical and the horizontal axis of ``x`` (N, C, H, W)."""
 
-    def of_axis(length: int) -> Axis:
-        pool = [pooling_matrix(length, scale) for scale in scales]
-        upsampling = [upsampling_matrix(scale, length, align_corners) for scale in scales]
+    def of_axis(length: int, options: Options) -> Axis:
+        pool = [pooling_matrix(length, scale, options) for scale in scales]
+        upsampling = [upsampling_matrix(b, length, align_corners, options) for b in scales]
         return Axis([m.to(x) for m in pool], [shifted_by_taps(m).to(x) for m in upsampling])
 
+    if has_open_size(x):  # computed in the graph, in a dtype that all runtimes support
+        options = x.device, torch.promote_types(x.dtype, torch.float32)
+        return of_axis(x.shape[2], options), of_axis(x.shape[3], options)
     with torch.inference_mode(False), torch.no_grad():  # to be usable in all modes
-        return of_axis(x.shape[2]), of_axis(x.shape[3])
+        return of_axis(x.shape[2], EXACT), of_axis(x.shape[3], EXACT)
 
 
 class PyramidBottleneck(nn.Module):
@@ -120,9 +151,9 @@ class PyramidBottleneck(nn.Module):
         """The matrices for the size, dtype and device of ``x``; the last ones are cached.
 
         Threads may use several sizes at once, so the cached entry is replaced, never changed. A
-        graph of ``torch.fx`` computes them in every call.
+        graph of ``torch.fx``, or one for all sizes, computes them in every call.
         """
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, torch.fx.Proxy) or has_open_size(x):
             return axis_matrices(x, self.scales, self.align_corners)
         key = (*x.shape[2:], x.dtype, x.device)
         axes = self._axes.get(key)

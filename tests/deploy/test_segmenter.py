@@ -123,7 +123,7 @@ def test_files_are_read_as_mmseg_reads_them(tmp_path):
         (np.zeros(8, np.uint8), r'shape \(8,\)'),
         (Image.new('RGB', (12, 8)), 'the image is Image, .* a PIL image in RGB with np.array'),
         (torch.zeros(3, 8, 12), 'the image is Tensor, not a numpy array'),
-        ([np.zeros((8, 12, 3), np.uint8)], 'the image is list, not a numpy array'),
+        ({}, 'the image is dict, not a numpy array'),
         (None, 'the image is NoneType, not a numpy array'),
     ],
 )
@@ -162,6 +162,59 @@ def test_damaged_and_missing_files_are_named(tmp_path, content):
         segmenter(tmp_path / 'x.png')
     with pytest.raises(FileNotFoundError, match=r'image .*none\.png not found'):
         segmenter(tmp_path / 'none.png')
+
+
+# Lists of images.
+
+
+def test_a_list_gives_the_labels_of_each_image(tmp_path):
+    """Batches of at most two, of images that the network sees at one size."""
+    images = [draw(8, 12), draw(40, 9), draw(8, 12)[::-1], draw(7, 31), draw(5, 5)]
+    (tmp_path / 'x.png').write_bytes(cv2.imencode('.png', images[3])[1].tobytes())
+    network = FakeNetwork(by_position, **FOUR)
+    segmenter = Segmenter(network, batch=2)
+    expected = [segmenter(image) for image in images]
+    network.inputs.clear()
+    found = segmenter([*images[:3], tmp_path / 'x.png', images[4]])
+    assert [len(batch) for batch in network.inputs] == [2, 2, 1]
+    assert [labels.shape for labels in found] == [image.shape[:2] for image in images]
+    assert all(map(np.array_equal, found, expected))
+    assert not np.array_equal(found[0], found[2])  # control: in the order of the images
+    assert segmenter([]) == []
+    assert np.array_equal(segmenter((images[1],))[0], expected[1])
+
+
+def test_a_list_of_images_of_several_sizes_for_a_network_of_all_sizes():
+    images = [draw(*size) for size in ((64, 70), (65, 64), (64, 70), (65, 64), (64, 70))]
+    network = FakeNetwork(by_position, dynamic_size=True, **FOUR)
+    found = Segmenter(network, batch=2)(images)
+    shapes = [(2, 3, 64, 70), (2, 3, 65, 64), (1, 3, 64, 70)]
+    assert [batch.shape for batch in network.inputs] == shapes
+    assert all(np.array_equal(x, Segmenter(network)(y)) for x, y in zip(found, images, strict=True))
+
+
+def test_a_list_with_windows_and_with_a_fixed_batch():
+    images = [draw(20, 30), draw(8, 12)]
+    for info in (dict(stride=(4, 6)), dict(dynamic_batch=False)):
+        segmenter = Segmenter(FakeNetwork(by_position, **FOUR, **info))
+        assert all(map(np.array_equal, segmenter(images), map(segmenter, images)))
+
+
+def test_the_wrong_image_of_a_list_is_named(tmp_path):
+    segmenter = Segmenter(FakeNetwork(brightest_channel))
+    with pytest.raises(ValueError, match='^image 1 of the list: the image is NoneType'):
+        segmenter([draw(8, 12), None])
+    with pytest.raises(FileNotFoundError, match='^image 0 of the list: image .*none.png not found'):
+        segmenter([tmp_path / 'none.png'])
+
+
+def test_warming_up_runs_the_network_once():
+    network = FakeNetwork(brightest_channel)
+    Segmenter(network).warm_up()
+    assert [images.shape for images in network.inputs] == [(1, 3, 8, 12)]
+    network = FakeNetwork(brightest_channel, dynamic_size=True, size=(64, 64))
+    Segmenter(network).warm_up((70, 90))
+    assert [images.shape for images in network.inputs] == [(1, 3, 70, 90)]
 
 
 # Overlays.

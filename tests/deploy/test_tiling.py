@@ -126,7 +126,7 @@ def test_nearest_labels_by_hand():
 @pytest.mark.parametrize(
     ('shape', 'advice'),
     [
-        ((40, 300), 'Export one for such images with --size 40 128, or pad them '),
+        ((40, 300), 'Export one with --dynamic-size or --size 40 128, or pad them '),
         ((1, 1), 'cannot. Pad it '),  # a size that the export would refuse is not suggested
     ],
 )

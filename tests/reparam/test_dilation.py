@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.export import Dim
 
 from mmseg_repvgg.models import DilatedRepVGG, RepVGGBlock
 from mmseg_repvgg.reparam import compare
@@ -369,3 +370,24 @@ def test_of_a_tensor_that_needs_no_border_nothing_is_multiplied() -> None:
     seen.clear()
     run_on_sub_maps([layer, layer], torch.zeros(1, 1, 3, 3), 2)
     assert seen[1].unique().tolist() == [0, 1]
+
+
+def test_a_graph_for_all_sizes_keeps_the_dilated_convs() -> None:
+    before = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=2, dilation=2, groups=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, (3, 1), padding=(3, 0), dilation=3, groups=2),
+    ).double()
+    after = copy.deepcopy(before)
+    assert undilate(after) == 2
+    sides = {0: Dim('batch', min=1), 2: Dim('height', min=4), 3: Dim('width', min=4)}
+    x = torch.randn(2, 3, 10, 14, dtype=torch.float64)
+    program = torch.export.export(after, (x,), dynamic_shapes=(sides,), strict=False)
+    for size in ((4, 5), (13, 17), (31, 6)):
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(program.module()(x), before(x), rtol=0, atol=1e-12)
+    convs = [node for node in program.graph.nodes if 'conv2d' in str(node.target)]
+    assert [list(node.args[5]) for node in convs] == [[2, 2], [3, 3]]
+    with torch.no_grad():  # negative control
+        before[0].weight.neg_()
+    assert (program.module()(x) - before(x)).abs().max() > 1e-3

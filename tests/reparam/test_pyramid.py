@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 
 from mmseg_repvgg.reparam import pyramid
 from mmseg_repvgg.reparam.batchnorm import fuse_batchnorms
@@ -294,3 +295,34 @@ def test_all_rewrites_of_a_segmentor() -> None:
     with torch.no_grad():
         before, now = model(x, mode='tensor'), after(x, mode='tensor')
     assert (now - before).abs().max() < 1e-5 * before.abs().max()
+
+
+class OfOneMap(nn.Module):
+    """A head that takes its input without the list."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head([x])
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_a_graph_for_all_sizes(align_corners) -> None:
+    """The matrices are computed in the graph; no size is one that was traced.
+
+    With one scale: each takes PyTorch seconds to trace.
+    """
+    head = make_head((3,), align_corners=align_corners).eval()
+    sides = {0: Dim('batch', min=1), 2: Dim('height', min=4), 3: Dim('width', min=4)}
+    graph = torch.export.export(
+        OfOneMap(linearized(head)).eval(),
+        (torch.randn(2, 7, 10, 14, dtype=torch.float64),),
+        dynamic_shapes=(sides,),
+        strict=False,
+    ).module()
+    for size in ((4, 5), (13, 17), (31, 6), (24, 24)):
+        x = torch.randn(1, 7, *size, dtype=torch.float64)
+        torch.testing.assert_close(graph(x), head([x]), rtol=0, atol=EXACT)
+        assert (graph(x) - head([x.flip(3)])).abs().max() > 1e-3  # negative control

@@ -42,8 +42,8 @@ class Runtime(ABC):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run the network on images (N, channels, *info.size) float32, for any N.
 
-        :class:`ModelDescription` describes input and output. A model with a fixed batch runs once
-        per image.
+        With ``info.dynamic_size`` they have any height and width. :class:`ModelDescription`
+        describes input and output. A model with a fixed batch runs once per image.
 
         Raises:
             ValueError: If ``images`` has another shape or dtype.
@@ -55,12 +55,13 @@ class Runtime(ABC):
                 'it exist only in the parent: load it in each worker process, or start the workers '
                 "with multiprocessing.get_context('spawn')"
             )
-        expected = (self.info.channels, *self.info.size)
-        if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+        shape = images.shape
+        fits = len(shape) == 4 and shape[0] > 0 and shape[1] == self.info.channels
+        if not fits or not self.info.takes_size(*shape[2:]):
             raise ValueError(
-                f'images of shape {images.shape} do not fit {self.path}, which takes (N, '
-                f'{", ".join(map(str, expected))}), N at least 1: resize or crop them, or export a '
-                'model of their size'
+                f'images of shape {shape} do not fit {self.path}, which takes '
+                f'{self.info.input_text}, N at least 1: resize or crop them, or export a model of '
+                'their size'
             )
         if images.dtype != np.float32:
             raise ValueError(
