@@ -16,6 +16,7 @@ from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.export import EXPORTED, Options, export
 from mmseg_repvgg.deploy.model_description import FORMATS
 from mmseg_repvgg.deploy.quantize.options import CALIBRATORS, Int8Options
+from mmseg_repvgg.deploy.triton import check_repository, write_repository
 from mmseg_repvgg.engine import launch
 
 
@@ -59,6 +60,9 @@ def main() -> None:
         default=(),
         help='transforms of the test pipeline that users of the exported model do themselves',
     )
+    parser.add_argument(
+        '--triton', metavar='DIR', help='also copy it into a model repository of Triton'
+    )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
     parser.add_argument('--fp16', action='store_true', help='float16 weights (.onnx, .xml, .mnn)')
@@ -80,7 +84,11 @@ def main() -> None:
     with user_errors('export'):
         options = replace(options, int8=_int8_options(parser, args))
         cfg = launch.load_config(args.config, args.cfg_options)
+        if args.triton:
+            check_repository(args.out, args.triton)
         print(export(cfg, args.checkpoint, args.out, args.model_format, options))
+        if args.triton:
+            print(f'wrote {write_repository(args.out, args.triton)}')
 
 
 def _add_int8(parser: argparse.ArgumentParser) -> None:
