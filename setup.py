@@ -65,6 +65,7 @@ RUNTIMES = {
     'openvino': 'openvino>=2025.0',
     'mnn': 'MNN>=3.2',
 }
+SERVE = ['fastapi', 'uvicorn', 'prometheus-client']
 
 setup(
     name='mmseg-repvgg',
@@ -139,7 +140,9 @@ setup(
         'int8': ['nncf>=3.4'],
         # A service: one runtime, OpenCV without a window, and Pillow, which writes label maps.
         **{n: ['opencv-python-headless', 'pillow', package] for n, package in RUNTIMES.items()},
+        'serve': SERVE,  # the HTTP service, next to one of these runtimes
         'dev': [
+            *SERVE,
             'pytest>=8',
             'pytest-xdist',
             'hypothesis',

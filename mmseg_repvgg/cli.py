@@ -20,12 +20,14 @@ from mmseg_repvgg.version import __version__
 PROGRAM = 'mmseg-repvgg'
 GROUPS = {
     'train and evaluate': ('train', 'test', 'plot', 'swap-backbone', 'convert-weights'),
-    'deploy': ('fuse', 'export', 'predict', 'compare-exported'),
+    'deploy': ('fuse', 'export', 'predict', 'serve', 'compare-exported', 'bench-model'),
     'data': ('check-data', 'convert-masks', 'prepare-cityscapes', 'make-demo-scenes'),
     'measure': ('benchmark', 'estimate-memory', 'learning-rates', 'paper-tables'),
     'try and check': ('demo', 'doctor', 'gpu-check'),
 }
 """The commands, in the order of the help."""
+SERVICE = ('fastapi', 'prometheus_client', 'uvicorn')
+"""Packages of the command serve only."""
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
@@ -88,6 +90,8 @@ def _module(command: str) -> str:
 
 def _how_to_install(module: str) -> str:
     text, command = explain_missing(module)
-    if module in ('torch', *MODULES):
+    if module in SERVICE:
+        command = f"pip install '{PROGRAM}[serve]'"
+    elif module in ('torch', *MODULES):
         command = f"pip install '{PROGRAM}[openmmlab]'   # or [onedl]"
     return f'{text}\n    {command}' if command else text

@@ -42,13 +42,27 @@ def read_image(path: str | Path, color_type: str = 'color') -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'image {path} not found')
+    # not cv2.imread, which returns None and may fail on names that are not ASCII
+    return decode_image(np.fromfile(path, np.uint8), color_type, str(path))
+
+
+def decode_image(content: np.ndarray, color_type: str = 'color', name: str = 'it') -> np.ndarray:
+    """Decode the bytes of an image file, as :func:`read_image` does.
+
+    Args:
+        content: (bytes,) uint8.
+        color_type: One of :data:`READING`.
+        name: Of the file, for errors.
+
+    Raises:
+        ValueError: If it is not an image that OpenCV reads.
+    """
     try:
-        # not cv2.imread, which returns None and may fail on names that are not ASCII
-        image = cv2.imdecode(np.fromfile(path, np.uint8), READING[color_type])
+        image = cv2.imdecode(content, READING[color_type])
     except cv2.error as error:  # an empty file, or more pixels than OpenCV's limit
-        raise ValueError(f'{path} cannot be read: {error.err}') from error
+        raise ValueError(f'{name} cannot be read: {error.err}') from error
     if image is None:
-        raise ValueError(f'{path} is not an image that OpenCV reads: another format, or damaged')
+        raise ValueError(f'{name} is not an image that OpenCV reads: another format, or damaged')
     return image
 
 
