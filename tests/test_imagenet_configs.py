@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
@@ -23,16 +24,27 @@ PRINTED = {
     'repvgg_b1_120e': '78.37', 'repvgg_b2g4_120e': '78.50', 'repvgg_b2_120e': '78.78',
     'repvgg_b2g4_200e': '79.38', 'repvgg_b3g4_200e': '80.21', 'repvgg_b3_200e': '80.52',
 }  # fmt: skip
+# from other sources than the paper: README of the official code, log of QARepVGG's authors
+QUOTED = {'repvgg_l2pse_120e': '84.06', 'qarepvgg_b0_120e': '74.78'}
 
 
 def test_every_architecture_has_its_recipes_and_quotes_the_paper():
     names = {f'repvgg_{a.lower()}_120e' for a in ARCHS} | {f'repvgg_{a.lower()}_200e' for a in LONG}
-    assert {p.stem for p in CONFIGS.glob('*.py')} == names
+    assert {p.stem for p in CONFIGS.glob('*.py')} == names | {'qarepvgg_b0_120e'}
     for path in CONFIGS.glob('*.py'):
         docstring = path.read_text().split('"""')[1]
         assert path.name in docstring
-        printed = PRINTED.get(path.stem, 'the paper prints no accuracy')
+        printed = {**PRINTED, **QUOTED}.get(path.stem, 'the paper prints no accuracy')
         assert printed in docstring, path
+
+
+def test_qarepvgg_has_the_parameters_of_its_authors():
+    """n_parameters in their B0_log.txt, of the training form with its classifier."""
+    cfg = Config.fromfile(CONFIGS / 'qarepvgg_b0_120e.py')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert sum(p.numel() for p in model.parameters()) == 15808616
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda p: p.stem)
@@ -60,8 +72,6 @@ def test_the_recipe_is_that_of_section_4_1(path):
     init_default_scope(cfg.default_scope)
     for transform in cfg.train_dataloader.dataset.pipeline:
         TRANSFORMS.build(transform)
-    import torch
-
     with torch.device('meta'):  # names and shapes only
         model = MODELS.build(cfg.model)
     assert model.head.fc.in_features == model.backbone.out_channels[-1]

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg import cli
 from mmseg_repvgg.checkpoint import identify, load_backbone, read_checkpoint, state_dict_of
-from mmseg_repvgg.checkpoint.names import SCHEMES
+from mmseg_repvgg.checkpoint.naming_schemes import SCHEMES
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.checkpoint.official import features, random_state
 from tests.common import randomise_batchnorms
@@ -26,11 +26,14 @@ def run(snippet):
     return names
 
 
-@pytest.mark.parametrize('scheme, column', [('ours', -4), ('official', -3), ('timm', -2)])
+@pytest.mark.parametrize(
+    'scheme, column', [('ours', -5), ('official', -4), ('timm', -3), ('super_gradients', -2)]
+)
 def test_the_table_of_names(scheme, column):
     rows = TEXT.partition('| 3x3 conv')[2].splitlines()[:6]
     names = re.findall(r'`(.+?)`', ' '.join(row.split('|')[column] for row in rows))
-    assert names == [*SCHEMES[scheme].parts, SCHEMES[scheme].classifier]
+    parts = [part for part in SCHEMES[scheme].parts[:8] if part]
+    assert names == [*parts, SCHEMES[scheme].classifier]
 
 
 def test_state_dicts_of_mmpretrain():

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg_repvgg.analysis.complexity import Complexity, count
 from mmseg_repvgg.models import ARCHS
 from tests.test_configs import TABLE_8
-from tests.test_imagenet_configs import PRINTED
+from tests.test_imagenet_configs import PRINTED, QUOTED
 
 PROJECT = Path(__file__).parents[1]
 PAPER = 'https://arxiv.org/abs/2101.03697'
@@ -143,6 +143,9 @@ def test_everything_quoted_says_from_where(model):
         assert result['Metrics'] == {'Top 1 Accuracy': float(PRINTED[name_of(model)])}
         table = 4 if name_of(model).endswith('_120e') else 5
         assert result['Source'] == f'quoted from the paper, Table {table}'
+    elif name_of(model) in QUOTED:
+        assert result['Metrics'] == {'Top 1 Accuracy': float(QUOTED[name_of(model)])}
+        assert re.match('quoted from .* not the result of this config', result['Source'])
     else:
         assert result is None
         assert model['Note'].endswith('the paper prints no accuracy')

@@ -11,17 +11,14 @@ from torch import Tensor, nn
 
 from mmseg_repvgg.checkpoint.input_channels import adapt_stem
 from mmseg_repvgg.checkpoint.names import (
-    BACKBONE,
-    SCHEMES,
     WRAPPED,
     explain,
     plain_names,
-    prefix_of,
     rename,
-    scheme_of,
     stem_kernels,
     translate,
 )
+from mmseg_repvgg.checkpoint.naming_schemes import BACKBONE, SCHEMES, prefix_of, scheme_of
 from mmseg_repvgg.checkpoint.reading import CheckpointError
 from mmseg_repvgg.checks import preview
 from mmseg_repvgg.reparam.rewrites import apply_rewrites
@@ -31,15 +28,15 @@ from mmseg_repvgg.reparam.values import faults
 def adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights to the names and the form of a model, as far as possible.
 
-    Names of the official code and of timm become ours if the model uses ours; training weights of
-    fused parts of the model are fused.
+    Names of other code bases become ours if the model uses ours; training weights of fused parts of
+    the model are fused.
 
     Args:
         model: The model.
         state: Tensors by name, from :func:`~mmseg_repvgg.checkpoint.reading.state_dict_of`.
     """
     own = {plain: name for name, plain in plain_names(model.state_dict()).items()}
-    if scheme_of(own) == 'ours' and scheme_of(state) in ('official', 'timm'):
+    if scheme_of(own) == 'ours' and scheme_of(state) not in (None, 'ours'):
         state = translate(state, 'ours')
     return fused_state(model, rename(state, lambda name: own.get(name, name)))
 
@@ -126,7 +123,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 def load_backbone(model: Any, state: Mapping[str, Tensor], source: str) -> str:
     """Load the weights of a RepVGG classifier, segmentor or backbone into a backbone.
 
-    Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.names`, with or without
+    Names may be in any scheme of :mod:`mmseg_repvgg.checkpoint.naming_schemes`, with or without
     ``backbone.``. Every tensor of the backbone must be found, and its blocks may have no others; a
     fused backbone fuses training weights, and the stem of one that does not take RGB images adapts
     weights for them (:mod:`mmseg_repvgg.checkpoint.input_channels`). Weights of heads, and of

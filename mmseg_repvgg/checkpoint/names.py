@@ -1,15 +1,6 @@
-"""Identifies weights by names and shapes: naming scheme, form, architecture, classes.
+"""Translates names of weights, and identifies by names and shapes what weights are.
 
-======== ========================================== ===========================
-scheme   a training-form weight                     used by
-======== ========================================== ===========================
-ours     backbone.stage_1.0.branch_3x3.conv.weight  this project and mmpretrain
-official stage1.0.rbr_dense.conv.weight             github.com/DingXiaoH/RepVGG
-timm     stages.0.0.conv_kxk.conv.weight            timm's ``repvgg_*`` models
-======== ========================================== ===========================
-
-Fused weights have ``branch_reparam``, ``rbr_reparam`` and ``reparam_conv`` instead of the branches.
-Only the names differ: the tensors are the same in all three.
+The naming schemes are those of :mod:`mmseg_repvgg.checkpoint.naming_schemes`.
 """
 
 from __future__ import annotations
@@ -21,11 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
+from mmseg_repvgg.checkpoint.naming_schemes import (
+    BACKBONE,
+    SCHEMES,
+    TENSORS,
+    scheme_of,
+    split_name,
+)
+from mmseg_repvgg.checkpoint.super_gradients import without_extras
 from mmseg_repvgg.checks import preview
 
-BACKBONE = 'backbone.'
-TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-"""Tensors of a conv or a BatchNorm in the block."""
 WRAPPED = re.compile(
     r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.'
 )
@@ -34,94 +30,12 @@ COUNTERS = ('n_averaged', 'total_ops', 'total_params')
 """Tensors that are not weights: torch's ``AveragedModel`` and thop add them to a model."""
 CLASSIFIERS = ('.conv_seg.weight', 'head.fc.weight')
 """Endings of the names of classifier weights in the heads of mmseg and mmpretrain."""
+SQUEEZES = ('se_layer', 'post_se')
+"""Names of squeeze-excitation in our blocks, before and after the activation."""
 Kernels = Mapping[str, tuple[int, int]]
-KERNELS_OF_ARCHS: dict[str, Kernels] = {}
-"""Output channels and input channels per group of every layer, by architecture and block;
-filled by :mod:`mmseg_repvgg.models.arch`."""
-
-
-@dataclass(frozen=True)
-class NamingScheme:
-    """How one code base names the weights of a RepVGG classifier."""
-
-    stem: str
-    stage: str  # format string for the numbers of stage and block
-    first_stage: int  # the number of the first stage after the stem
-    # 3x3 conv and norm, 1x1 conv and norm, identity's norm, fused conv, squeeze, excite
-    parts: tuple[str, str, str, str, str, str, str, str]
-    classifier: str
-    prefix: str = ''  # of all names except the classifier's
-
-    def block(self, name: str) -> tuple[tuple[int, int], str] | None:
-        """Split a name into its block, (stage, number), and the rest; the stem is (0, 0)."""
-        pattern = re.escape(self.stage).replace(r'\{\}', r'(\d+)')
-        found = re.match(rf'{pattern}\.', name)
-        if found:
-            return (int(found[1]) - self.first_stage + 1, int(found[2])), name[found.end() :]
-        if name.startswith(f'{self.stem}.'):
-            return (0, 0), name[len(self.stem) + 1 :]
-        return None
-
-    def block_name(self, block: tuple[int, int]) -> str:
-        """The name of a block."""
-        stage, number = block
-        return self.stage.format(stage + self.first_stage - 1, number) if stage else self.stem
-
-
-SCHEMES: dict[str, NamingScheme] = {
-    'ours': NamingScheme(
-        stem='stem',
-        stage='stage_{}.{}',
-        first_stage=1,
-        parts=(
-            'branch_3x3.conv', 'branch_3x3.norm', 'branch_1x1.conv', 'branch_1x1.norm',
-            'branch_norm', 'branch_reparam', 'se_layer.conv1.conv', 'se_layer.conv2.conv',
-        ),
-        classifier='head.fc',
-        prefix=BACKBONE,
-    ),
-    'official': NamingScheme(
-        stem='stage0',
-        stage='stage{}.{}',
-        first_stage=1,
-        parts=(
-            'rbr_dense.conv', 'rbr_dense.bn', 'rbr_1x1.conv', 'rbr_1x1.bn',
-            'rbr_identity', 'rbr_reparam', 'se.down', 'se.up',
-        ),
-        classifier='linear',
-    ),
-    'timm': NamingScheme(
-        stem='stem',
-        stage='stages.{}.{}',
-        first_stage=0,
-        parts=(
-            'conv_kxk.conv', 'conv_kxk.bn', 'conv_1x1.conv', 'conv_1x1.bn',
-            'identity', 'reparam_conv', 'attn.fc1', 'attn.fc2',
-        ),
-        classifier='head.fc',
-    ),
-}  # fmt: skip
-
-
-def scheme_of(names: Iterable[str]) -> str | None:
-    """Return the scheme that most names follow, or None if no name is of a RepVGG block.
-
-    The names may start with ``backbone.`` in every scheme.
-    """
-    given = list(names)
-    found = {scheme: sum(_split(scheme, name) is not None for name in given) for scheme in SCHEMES}
-    best = max(found, key=lambda scheme: found[scheme])
-    return best if found[best] else None
-
-
-def prefix_of(names: Iterable[str]) -> str:
-    """The prefix after which the first name of a RepVGG block is in a scheme; else ''."""
-    for name in names:
-        parts = name.split('.')
-        for start in range(1, len(parts)):
-            if scheme_of(['.'.join(parts[start:])]):
-                return '.'.join(parts[:start]) + '.'
-    return ''
+FEATURES_OF_ARCHS: dict[str, tuple[Kernels, str]] = {}
+"""By architecture: output channels and input channels per group of every layer, by its block, and
+the name of the squeeze-excitation, or ''; filled by :mod:`mmseg_repvgg.models.arch`."""
 
 
 def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
@@ -129,17 +43,19 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
 
     Args:
         state: Weights of a classifier or a backbone, in training or fused form, in any scheme.
-        to: ``ours``, ``official`` or ``timm``. In ours the backbone's names start with
-            ``backbone.``, the classifier's with ``head.``, as in mmpretrain's checkpoints.
+        to: A name of :data:`SCHEMES`. In ours the backbone's names start with ``backbone.``, the
+            classifier's with ``head.``, as in mmpretrain's checkpoints.
 
     Returns:
-        The same tensors by their new names. Names that belong to no block and are not the
-        classifier's stay as they are.
+        The same tensors by their new names, except what super-gradients' blocks have more
+        (:mod:`mmseg_repvgg.checkpoint.super_gradients`). Names that belong to no block and are not
+        the classifier's stay as they are.
 
     Raises:
         ValueError: If ``to`` is unknown, the names are in none of the schemes, two of them would
-            become the same, or they are of a variant of the block
-            (:mod:`mmseg_repvgg.models.variants`), which only ``ours`` can name.
+            become the same, or ``to`` has no name for a weight: of a variant of the block
+            (:mod:`mmseg_repvgg.models.variants`), which only ``ours`` can name, or of a
+            squeeze-excitation that the other code does not have.
     """
     if to not in SCHEMES:
         raise ValueError(f'unknown naming scheme {to!r}; choose from {", ".join(SCHEMES)}')
@@ -149,12 +65,14 @@ def translate(state: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
             f'the names are in none of the schemes {", ".join(SCHEMES)}: the first are '
             f'{preview(state)}'
         )
+    if scheme == 'super_gradients':
+        state = without_extras(state)
     source, target = SCHEMES[scheme], SCHEMES[to]
-    if source is SCHEMES['ours'] and target is not source:
-        _refuse_variants(state, to)
+    if to != 'ours':
+        _refuse_what_has_no_name(state, scheme, to)
 
     def new_name(name: str) -> str:
-        split = _split(scheme, name)
+        split = split_name(scheme, name)
         if split is not None:
             block, part, rest = split
             return f'{target.prefix}{target.block_name(block)}.{target.parts[part]}.{rest}'
@@ -197,27 +115,22 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     return plain
 
 
-def _refuse_variants(names: Iterable[str], to: str) -> None:
-    for name in names:
-        split = _split('ours', name)
-        in_block = SCHEMES['ours'].block(name.removeprefix(BACKBONE)) is not None
-        if in_block and (split is None or split[2] not in TENSORS):
+def _refuse_what_has_no_name(state: Mapping[str, Tensor], scheme: str, to: str) -> None:
+    """Raise ValueError unless a scheme, not ours, has a name for every weight of the blocks."""
+    if to == 'repvggplus' and (arch := identify(state).arch) != 'L2pse':
+        raise ValueError(
+            f'these are weights of RepVGG {arch}, and {to!r} has names for RepVGGplus-L2pse only; '
+            "choose 'official'"
+        )
+    parts = SCHEMES[to].parts
+    for name in state:
+        split = split_name(scheme, name)
+        in_block = SCHEMES[scheme].block(name.removeprefix(BACKBONE)) is not None
+        if in_block and (split is None or split[2] not in TENSORS or parts[split[1]] is None):
             raise ValueError(
                 f'{name} belongs to a variant of the RepVGG block, and the scheme {to!r} has no '
                 'name for it; fuse the weights first (mmseg-repvgg fuse), then translate them'
             )
-
-
-def _split(scheme: str, name: str) -> tuple[tuple[int, int], int, str] | None:
-    """Return block, index of the part, and the tensor's own name (``weight``, ...)."""
-    found = SCHEMES[scheme].block(name.removeprefix(BACKBONE))
-    if found is None:
-        return None
-    block, rest = found
-    for number, part in enumerate(SCHEMES[scheme].parts):
-        if rest.startswith(f'{part}.'):
-            return block, number, rest[len(part) + 1 :]
-    return None
 
 
 @dataclass(frozen=True)
@@ -263,7 +176,7 @@ def stem_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.removeprefix(BACKBONE).startswith('stem.')
         and tensor.ndim == 4
-        and '.se_layer.' not in name
+        and not any(f'.{part}.' in name for part in SQUEEZES)
     }
 
 
@@ -318,7 +231,9 @@ def _arch(state: Mapping[str, Tensor]) -> str:
         block, _, rest = name.removeprefix(BACKBONE).rpartition('.branch_')
         if rest in ('3x3.conv.weight', 'reparam.weight') and block != 'stem':
             kernels[block] = (tensor.shape[0], tensor.shape[1])
-    fitting = [name for name, given in KERNELS_OF_ARCHS.items() if given == kernels]
+    squeezes = [part for part in SQUEEZES if any(f'.{part}.' in name for name in state)]
+    features = kernels, ', '.join(squeezes)
+    fitting = [name for name, given in FEATURES_OF_ARCHS.items() if given == features]
     if fitting:
         return fitting[0]
     stages = sorted({block.split('.')[0] for block in kernels})

@@ -19,7 +19,7 @@ EXPECTED = 'a checkpoint written by torch.save, or a .safetensors file'
 DOWNLOAD_AGAIN = 'Delete it and download or copy it again'
 WRAPPERS = (
     'state_dict', 'model', 'ema', 'model_state_dict', 'module', 'params', 'state_dict_ema',
-    'model_ema',
+    'model_ema', 'net', 'ema_net',
 )  # fmt: skip
 """Keys under which training scripts store the state dict, in the order of search."""
 

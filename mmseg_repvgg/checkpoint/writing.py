@@ -16,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.checkpoint.names import SCHEMES, identify, scheme_of, translate
+from mmseg_repvgg.checkpoint.names import identify, translate
+from mmseg_repvgg.checkpoint.naming_schemes import SCHEMES, scheme_of
 from mmseg_repvgg.checkpoint.reading import CheckpointError, read_checkpoint, state_dict_of
 from mmseg_repvgg.checks import preview
 from mmseg_repvgg.version import __version__

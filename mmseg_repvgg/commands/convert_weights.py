@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmseg_repvgg.checkpoint.names import SCHEMES
+from mmseg_repvgg.checkpoint.naming_schemes import SCHEMES
 from mmseg_repvgg.checkpoint.writing import convert_weights
 from mmseg_repvgg.command_line import user_errors
 from mmseg_repvgg.models import arch as arch  # fills the table that identifies the architecture

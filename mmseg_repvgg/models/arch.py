@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmseg_repvgg.checkpoint.names import KERNELS_OF_ARCHS
+from mmseg_repvgg.checkpoint.names import FEATURES_OF_ARCHS
 from mmseg_repvgg.checks import check_sequence, is_integer, is_positive
 
 BASE_CHANNELS = 64
@@ -28,7 +28,7 @@ class RepVGGArch:
     num_blocks: tuple[int, ...]  # layers of stage2, stage3, ...
     width_factor: tuple[float, ...]  # multiplier of 64, 128, 256, ... channels per stage
     group_layer_map: Mapping[int, int] | None = None  # layer number -> groups; others have 1
-    se_cfg: Mapping[str, Any] | None = None  # squeeze-excitation: ratio, divisor
+    se_cfg: Mapping[str, Any] | None = None  # squeeze-excitation: ratio, divisor, after_act
     stem_channels: int = BASE_CHANNELS  # upper limit of stage1's width
     source: str = 'custom'  # where the numbers come from
 
@@ -54,10 +54,11 @@ class RepVGGArch:
             if not isinstance(getattr(self, name), (Mapping, type(None))):
                 raise ValueError(f'{name}={getattr(self, name)!r} must be a dictionary or None')
         for key, value in (self.se_cfg or {}).items():
-            if key not in ('ratio', 'divisor') or not is_integer(value, 1):
+            is_number = key in ('ratio', 'divisor') and is_integer(value, 1)
+            if not is_number and not (key == 'after_act' and isinstance(value, bool)):
                 raise ValueError(
                     f'se_cfg={dict(self.se_cfg or {})} takes ratio and divisor, integers of '
-                    'at least 1'
+                    'at least 1, and after_act, True or False'
                 )
         depth = sum(self.num_blocks)
         for layer, groups in (self.group_layer_map or {}).items():
@@ -74,6 +75,13 @@ class RepVGGArch:
             int(BASE_CHANNELS * 2**i * factor) for i, factor in enumerate(self.width_factor)
         )
         return (min(self.stem_channels, stages[0]), *stages)
+
+    @property
+    def squeeze_name(self) -> str:
+        """Name of the squeeze-excitation in the blocks; '' if there is none."""
+        if self.se_cfg is None:
+            return ''
+        return 'post_se' if self.se_cfg.get('after_act') else 'se_layer'
 
     def groups(self, layer: int) -> int:
         """Groups of a layer; the stem is layer 0."""
@@ -143,8 +151,19 @@ ARCHS: dict[str, RepVGGArch] = {
         se_cfg=dict(ratio=16, divisor=1),
         source='github.com/DingXiaoH/RepVGG, README (RepVGG-D2se)',
     ),
+    # RepVGGplus-L2pse: the same with squeeze-excitation after every ReLU ("pse": post-SE). Its
+    # auxiliary classifiers act in training only and are not part of a backbone.
+    'L2pse': _row(
+        (8, 14, 24, 1),
+        a=2.5,
+        b=5,
+        se_cfg=dict(ratio=4, divisor=1, after_act=True),
+        source='github.com/DingXiaoH/RepVGG, repvggplus.py (RepVGGplus-L2pse)',
+    ),
 }
-KERNELS_OF_ARCHS.update({name: arch.kernels() for name, arch in ARCHS.items()})
+FEATURES_OF_ARCHS.update(
+    {name: (arch.kernels(), arch.squeeze_name) for name, arch in ARCHS.items()}
+)
 
 
 def get_arch(arch: str | Mapping[str, Any] | RepVGGArch) -> RepVGGArch:

@@ -37,7 +37,8 @@ class RepVGGBlock(BaseModule):
         stride: Stride of the 3x3 and the 1x1 conv.
         dilation: Dilation and padding of the 3x3 conv.
         groups: Groups of both convs.
-        se_cfg: Arguments of :class:`SqueezeExcitation`, or None for no squeeze-excitation.
+        se_cfg: Arguments of :class:`SqueezeExcitation`, or None for no squeeze-excitation. It comes
+            before the activation, or after it with ``after_act=True`` (RepVGGplus).
         norm_cfg: A BatchNorm: ``BN`` or ``SyncBN``.
         act_cfg: The activation.
         with_cp: Recompute the block in the backward pass instead of keeping its feature maps in
@@ -88,10 +89,12 @@ class RepVGGBlock(BaseModule):
         else:
             self._build_branches(layer, norm_cfg)
         check_recomputation(self)
-        self.se_layer = (
-            nn.Identity() if se_cfg is None else SqueezeExcitation(out_channels, **se_cfg)
-        )
+        settings = dict(se_cfg or {})
+        after_act = settings.pop('after_act', False)
+        squeeze = nn.Identity() if se_cfg is None else SqueezeExcitation(out_channels, **settings)
+        self.se_layer = nn.Identity() if after_act else squeeze
         self.act = build_activation_layer(dict(act_cfg))
+        self.post_se = squeeze if after_act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
@@ -109,7 +112,7 @@ class RepVGGBlock(BaseModule):
                 'training-form weights, and fuse afterwards with mmseg-repvgg fuse'
             )
         out = self.branch_reparam(x) if self.deploy else self._add_branches(x)
-        return self.act(self.se_layer(out))
+        return self.post_se(self.act(self.se_layer(out)))
 
     # The variants override these four
 
@@ -172,11 +175,12 @@ class RepVGGBlock(BaseModule):
 
     def become_fused(self, conv: nn.Conv2d) -> None:
         """Replace the branches by ``conv``, which :meth:`fused_conv` returned."""
-        rest = self.se_layer, self.act
+        rest = self.se_layer, self.act, self.post_se
         for name in [*self._modules, *(n for n in vars(self) if n.startswith('branch_'))]:
             delattr(self, name)
         self.branch_reparam = conv.train(self.training)
-        self.se_layer, self.act = rest  # after the conv, as in a block that is built fused
+        # after the conv, as in a block that is built fused
+        self.se_layer, self.act, self.post_se = rest
         self.deploy, self.with_cp, self.recompute_1x1 = True, False, False
 
     def switch_to_deploy(self) -> None:

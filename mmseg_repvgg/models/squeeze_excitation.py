@@ -1,4 +1,4 @@
-"""Squeeze-excitation, as RepVGG-D2se has it before every ReLU."""
+"""Squeeze-excitation: RepVGG-D2se has it before every ReLU, RepVGGplus-L2pse after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of blocks that the paper compares (section 4.2, Table 7): blocks and table."""
+"""The kinds of blocks: those that the paper compares (section 4.2, Table 7), and QARepVGG's."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ class PostAdditionBN(RepVGGBlock):
     addition."
     """
 
+    NORM_3X3: ClassVar[bool] = False  # whether the 3x3 branch keeps its own
     norm: nn.Module
 
     def _build_branches(self, layer: Layer, norm_cfg: Mapping[str, Any]) -> None:
         super()._build_branches(layer, norm_cfg)
-        for branch in (self.branch_3x3, self.branch_1x1):
-            if branch is not None:
-                branch.norm = nn.Identity()
+        if not self.NORM_3X3:
+            self.branch_3x3.norm = nn.Identity()
+        if self.branch_1x1 is not None:
+            self.branch_1x1.norm = nn.Identity()
         if self.branch_norm is not None:
             self.branch_norm = nn.Identity()
         self.norm = batch_norm(norm_cfg, layer.out_channels)
@@ -53,6 +55,17 @@ class PostAdditionBN(RepVGGBlock):
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         return fold_batchnorm(*super()._merge(), self.norm)
+
+
+class QARepVGGBlock(PostAdditionBN):
+    """``bn(bn(conv3x3(x)) + conv1x1(x) + x)``.
+
+    The block of QARepVGG (Chu et al. 2024, "Make RepVGG Greater Again: A Quantization-aware
+    Approach", Figure 1): the fused kernels have no outliers, which 8-bit quantization cannot
+    represent. Squeeze-excitation follows the last BatchNorm, so that the block can be fused.
+    """
+
+    NORM_3X3: ClassVar[bool] = True
 
 
 class ReLUInBranches(RepVGGBlock):
@@ -190,6 +203,8 @@ VARIANTS: dict[str, Variant] = {
     'trivial_reparam': Variant(_build_per_layer(TrivialReparam), 'Trivial Re-param', 73.51),
     'acb': Variant(_build_per_layer(AsymmetricConvBlock), 'ACB', 73.58),
     'residual_reorg': Variant(residual_stage, 'Residual Reorg', 74.56),
+    # Not in the paper: made for quantization to 8 bits.
+    'qa_repvgg': Variant(_build_per_layer(QARepVGGBlock), 'QARepVGG (Chu et al. 2024)'),
 }
 """In the paper's order, the full block first. Table 6 removes branches from that block: top-1 is
 72.39 with ``branches=('3x3',)``, 74.79 with 3x3 and identity, 73.15 with 3x3 and 1x1."""

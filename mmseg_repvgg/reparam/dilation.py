@@ -178,7 +178,8 @@ def _step_of_run(block: Any) -> int:
     conv = getattr(block, 'branch_reparam', None)
     if not isinstance(conv, SubMapConv2d) or any(map(has_hooks, block.modules())):
         return 1
-    return conv.sub_map_step if isinstance(block.se_layer, nn.Identity) else 1
+    squeezes = (block.se_layer, getattr(block, 'post_se', block.se_layer))  # mmpretrain's has one
+    return conv.sub_map_step if all(isinstance(m, nn.Identity) for m in squeezes) else 1
 
 
 def _run_block(block: Any, x: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """RepVGG in the names of the official code, computed straight from the paper's text.
 
 A second implementation for the tests: functions of torch on a state dict, no modules, nothing of
-the package. Names and shapes are those of github.com/DingXiaoH/RepVGG (repvgg.py, se_block.py).
+the package. Names and shapes are those of github.com/DingXiaoH/RepVGG (repvgg.py, se_block.py;
+repvggplus.py for RepVGGplus-L2pse, with squeeze-excitation after the ReLU to a quarter of the
+channels, and stage3 in two halves).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Table 2, layers of stage1..5; D2se is described in the README of the official code
+# Table 2, layers of stage1..5; D2se and L2pse are described in the README of the official code
 A, B, D = (1, 2, 4, 14, 1), (1, 4, 6, 16, 1), (1, 8, 14, 24, 1)
 # Table 3, multipliers a and b; section 3.4, groups of the 3rd, 5th, ..., 27th layer
 ROWS = {
@@ -32,12 +34,32 @@ ROWS = {
     'B3g2': (B, 3, 5, 2),
     'B3g4': (B, 3, 5, 4),
     'D2se': (D, 2.5, 5, 1),
+    'L2pse': (D, 2.5, 5, 1),
 }
+SQUEEZES = {'D2se': ('se', 16), 'L2pse': ('post_se', 4)}
+"""Names and reductions of squeeze-excitation."""
 
 
-def random_state(arch: str, seed: int = 0) -> State:
-    """Weights of a classifier in training form, of a size that keeps the features near 1."""
+def block_name(arch: str, stage: int, i: int) -> str:
+    """The name of a block; stage 0 is the stem."""
+    if stage == 0 or arch != 'L2pse':
+        return f'stage{stage}.{i}' if stage else 'stage0'
+    if stage == 3:
+        half = D[3] // 2
+        return f'stage3_{"first" if i < half else "second"}.blocks.{i % half}'
+    return f'stage{stage}.blocks.{i}'
+
+
+def random_state(arch: str, seed: int = 0, narrow: int = 1) -> State:
+    """Weights of a classifier in training form, of a size that keeps the features near 1.
+
+    Args:
+        arch: A name of ROWS.
+        seed: Of the numbers.
+        narrow: Divides all widths.
+    """
     depths, a, b, groups = ROWS[arch]
+    a, b = a / narrow, b / narrow
     widths = [min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b]
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
@@ -46,7 +68,7 @@ def random_state(arch: str, seed: int = 0) -> State:
         fan_in = max(1, torch.Size(shape[1:]).numel())
         state[name] = torch.randn(shape, generator=generator) / (3 * fan_in) ** 0.5
 
-    squeeze = arch.endswith('se')
+    squeeze, ratio = SQUEEZES.get(arch, ('', 1))
     gain = 2 if squeeze else 1  # squeeze-excitation halves the features
 
     def draw_norm(name: str, channels: int) -> None:
@@ -62,7 +84,7 @@ def random_state(arch: str, seed: int = 0) -> State:
     for stage, depth in enumerate(depths):
         for i in range(depth):
             layer += 1  # from 1, as the paper counts
-            name = f'stage{stage}.{i}' if stage else 'stage0'
+            name = block_name(arch, stage, i)
             width = int(widths[stage])
             split = groups if layer % 2 == 1 and 3 <= layer <= 27 else 1
             if width == channels and i > 0:
@@ -73,11 +95,11 @@ def random_state(arch: str, seed: int = 0) -> State:
             draw_norm(f'{name}.rbr_1x1.bn', width)
             if squeeze:
                 for part, rows, columns in (
-                    ('down', width // 16, width),
-                    ('up', width, width // 16),
+                    ('down', width // ratio, width),
+                    ('up', width, width // ratio),
                 ):
-                    draw(f'{name}.se.{part}.weight', rows, columns, 1, 1)
-                    draw(f'{name}.se.{part}.bias', rows)
+                    draw(f'{name}.{squeeze}.{part}.weight', rows, columns, 1, 1)
+                    draw(f'{name}.{squeeze}.{part}.bias', rows)
             channels = width
     draw('linear.weight', 1000, channels)
     draw('linear.bias', 1000)
@@ -89,11 +111,12 @@ def blocks(state: State) -> Iterator[tuple[str, State, int]]:
     parts: dict[str, State] = {}
     for key, value in state.items():
         if key.startswith('stage'):
-            split = 1 if key.startswith('stage0') else 2
+            split = 1 if key.startswith('stage0') else 3 if '.blocks.' in key else 2
             name, rest = '.'.join(key.split('.')[:split]), '.'.join(key.split('.')[split:])
             parts.setdefault(name, {})[rest] = value
     for name, part in parts.items():
-        yield name, part, 2 if name == 'stage0' or name.endswith('.0') else 1
+        is_first = name.endswith('.0') and not name.startswith('stage3_second')
+        yield name, part, 2 if name == 'stage0' or is_first else 1
 
 
 def norm(x: Tensor, part: State, name: str) -> Tensor:
@@ -103,7 +126,7 @@ def norm(x: Tensor, part: State, name: str) -> Tensor:
 
 
 def block_forward(part: State, x: Tensor, stride: int) -> Tensor:
-    """Equation 1, or the one conv, then squeeze-excitation if there is one, and ReLU."""
+    """Equation 1, or the one conv, and ReLU; squeeze-excitation before or after it."""
     if 'rbr_reparam.weight' in part:
         kernel, bias = part['rbr_reparam.weight'], part['rbr_reparam.bias']
         y = F.conv2d(x, kernel, bias, stride, 1, groups=x.shape[1] // kernel.shape[1])
@@ -114,18 +137,23 @@ def block_forward(part: State, x: Tensor, stride: int) -> Tensor:
         y = y + norm(F.conv2d(x, point, None, stride, groups=groups), part, 'rbr_1x1.bn')
         if 'rbr_identity.weight' in part:
             y = y + norm(x, part, 'rbr_identity')
-    if 'se.down.weight' in part:
-        mean = y.mean((2, 3), keepdim=True)
-        squeezed = F.conv2d(mean, part['se.down.weight'], part['se.down.bias']).relu()
-        y = y * F.conv2d(squeezed, part['se.up.weight'], part['se.up.bias']).sigmoid()
-    return y.relu()
+    return rescaled(part, 'post_se', rescaled(part, 'se', y).relu())
+
+
+def rescaled(part: State, se: str, y: Tensor) -> Tensor:
+    """The channels scaled by squeeze-excitation, if the block has one of this name."""
+    if f'{se}.down.weight' not in part:
+        return y
+    mean = y.mean((2, 3), keepdim=True)
+    squeezed = F.conv2d(mean, part[f'{se}.down.weight'], part[f'{se}.down.bias']).relu()
+    return y * F.conv2d(squeezed, part[f'{se}.up.weight'], part[f'{se}.up.bias']).sigmoid()
 
 
 def features(state: State, x: Tensor) -> list[Tensor]:
     """The feature maps after stage2..5 of the paper, for images (N, 3, H, W)."""
     last: dict[str, Tensor] = {}
     for name, part, stride in blocks(state):
-        last[name.split('.')[0]] = x = block_forward(part, x, stride)
+        last[name.split('.')[0].split('_')[0]] = x = block_forward(part, x, stride)
     return [last[f'stage{i}'] for i in range(1, 5)]
 
 

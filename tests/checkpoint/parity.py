@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmseg_repvgg.checkpoint.naming_schemes import SCHEMES
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.common import randomise_batchnorms
 
@@ -16,6 +17,11 @@ TOLERANCE = 1e-4
 
 QUICK = ('A0', 'B0', 'B1g2')
 """The architectures that the quick tests run; the others are the slow tests'."""
+
+NAMES_OF_ALL = [scheme for scheme in SCHEMES if scheme != 'repvggplus']
+"""The naming schemes that are not of one model only."""
+WITH_SE = ('ours', 'official', 'timm')
+"""Those with names for squeeze-excitation before the activation."""
 
 
 def each(names: Iterable[str]) -> pytest.MarkDecorator:

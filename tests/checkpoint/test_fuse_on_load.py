@@ -10,10 +10,11 @@ from torch import nn
 
 from mmseg_repvgg.checkpoint import CheckpointError
 from mmseg_repvgg.checkpoint.loading import load_backbone, load_strictly
-from mmseg_repvgg.checkpoint.names import SCHEMES, translate
+from mmseg_repvgg.checkpoint.names import translate
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam import REWRITES, compare
+from tests.checkpoint.parity import NAMES_OF_ALL, WITH_SE
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
 
 SETTINGS = dict(strides=(2, 2, 1, 1), dilations=(1, 1, (1, 2, 3), 4), norm_cfg=dict(type='SyncBN'))
@@ -24,8 +25,13 @@ def segmentor(**changes):
     return segmentor_cfg(TINY, (8, 8, 16, 32, 64)) | changes
 
 
-@pytest.mark.parametrize('scheme', SCHEMES)
-@pytest.mark.parametrize('arch', [TINY, dict(TINY, se_cfg=dict(ratio=2, divisor=1))])
+WITH_SQUEEZE = dict(TINY, se_cfg=dict(ratio=2, divisor=1))
+
+
+@pytest.mark.parametrize(
+    ('scheme', 'arch'),
+    [(scheme, TINY) for scheme in NAMES_OF_ALL] + [(scheme, WITH_SQUEEZE) for scheme in WITH_SE],
+)
 def test_a_backbone_built_fused_fuses_what_it_loads(scheme, arch):
     trained = randomise_batchnorms(DilatedRepVGG(arch, **SETTINGS))
     named = {f'backbone.{name}': value for name, value in trained.state_dict().items()}

@@ -8,10 +8,11 @@ from mmengine.runner import load_checkpoint
 from mmseg_repvgg.checkpoint import CheckpointError, load_backbone, load_strictly
 from mmseg_repvgg.checkpoint.input_channels import adapt_kernel
 from mmseg_repvgg.checkpoint.loading import check_fit
-from mmseg_repvgg.checkpoint.names import SCHEMES, identify, translate
+from mmseg_repvgg.checkpoint.names import identify, translate
 from mmseg_repvgg.models import VARIANTS, DilatedRepVGG
 from mmseg_repvgg.models.deployed import deployed_config
 from mmseg_repvgg.reparam import compare
+from tests.checkpoint.parity import NAMES_OF_ALL
 from tests.common import TINY, randomise_batchnorms, segmentor_cfg
 
 EVEN = dict(TINY, num_blocks=(2, 2, 2, 1))
@@ -52,7 +53,7 @@ def test_kernels_are_timms(in_channels):
 
 
 @pytest.mark.parametrize('in_channels', [1, 4])
-@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('scheme', NAMES_OF_ALL)
 @pytest.mark.parametrize('form', ['training', 'deploy'])
 def test_pretrained_adapts_every_branch_of_the_stem_only(tmp_path, in_channels, scheme, form):
     given = source()

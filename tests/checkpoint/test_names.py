@@ -7,42 +7,92 @@ from torch import nn
 from mmseg_repvgg.checkpoint import CheckpointError, state_dict_of
 from mmseg_repvgg.checkpoint.loading import adapted, load_backbone, load_strictly
 from mmseg_repvgg.checkpoint.names import (
-    SCHEMES,
     explain,
     identify,
     plain_names,
     rename,
-    scheme_of,
     translate,
 )
+from mmseg_repvgg.checkpoint.naming_schemes import SCHEMES, scheme_of
 from mmseg_repvgg.models import ARCHS, DilatedRepVGG
+from tests.checkpoint.parity import NAMES_OF_ALL, WITH_SE
 from tests.common import TINY, randomise_batchnorms
 
-# the same tensor in the three schemes, written out from the three code bases
+# the same tensor in four schemes, written out from the four code bases
 ROWS = [
     ('backbone.stem.branch_3x3.conv.weight', 'stage0.rbr_dense.conv.weight',
-     'stem.conv_kxk.conv.weight'),
-    ('backbone.stem.branch_reparam.bias', 'stage0.rbr_reparam.bias', 'stem.reparam_conv.bias'),
+     'stem.conv_kxk.conv.weight', 'stem.branch_3x3.conv.weight'),
+    ('backbone.stage_2.0.branch_reparam.bias', 'stage2.0.rbr_reparam.bias',
+     'stages.1.0.reparam_conv.bias', 'stage2.0.rbr_reparam.bias'),
     ('backbone.stage_1.0.branch_1x1.norm.running_var', 'stage1.0.rbr_1x1.bn.running_var',
-     'stages.0.0.conv_1x1.bn.running_var'),
+     'stages.0.0.conv_1x1.bn.running_var', 'stage1.0.branch_1x1.bn.running_var'),
     ('backbone.stage_3.13.branch_norm.num_batches_tracked',
-     'stage3.13.rbr_identity.num_batches_tracked', 'stages.2.13.identity.num_batches_tracked'),
+     'stage3.13.rbr_identity.num_batches_tracked', 'stages.2.13.identity.num_batches_tracked',
+     'stage3.13.no_conv_branch.num_batches_tracked'),
     ('backbone.stage_4.0.se_layer.conv1.conv.weight', 'stage4.0.se.down.weight',
-     'stages.3.0.attn.fc1.weight'),
+     'stages.3.0.attn.fc1.weight', None),
     ('backbone.stage_2.1.se_layer.conv2.conv.bias', 'stage2.1.se.up.bias',
-     'stages.1.1.attn.fc2.bias'),
-    ('head.fc.weight', 'linear.weight', 'head.fc.weight'),
+     'stages.1.1.attn.fc2.bias', None),
+    ('head.fc.weight', 'linear.weight', 'head.fc.weight', 'linear.weight'),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('source', SCHEMES)
-@pytest.mark.parametrize('target', SCHEMES)
+@pytest.mark.parametrize('source', NAMES_OF_ALL)
+@pytest.mark.parametrize('target', NAMES_OF_ALL)
 def test_names_written_out_by_hand(source, target):
-    here, there = list(SCHEMES).index(source), list(SCHEMES).index(target)
-    state = {row[here]: torch.tensor(float(i)) for i, row in enumerate(ROWS)}
+    here, there = NAMES_OF_ALL.index(source), NAMES_OF_ALL.index(target)
+    rows = [(i, row) for i, row in enumerate(ROWS) if row[here] and row[there]]
+    state = {row[here]: torch.tensor(float(i)) for i, row in rows}
     assert scheme_of(state) == source
-    expected = {row[there]: float(i) for i, row in enumerate(ROWS)}
+    expected = {row[there]: float(i) for i, row in rows}
     assert {k: float(v) for k, v in translate(state, target).items()} == expected
+
+
+# of RepVGGplus-L2pse, written out from repvggplus.py: 8 + 14 + 12 + 12 + 1 blocks
+PLUS_ROWS = {
+    'stage0.rbr_dense.conv.weight': 'backbone.stem.branch_3x3.conv.weight',
+    'stage1.blocks.7.rbr_1x1.bn.bias': 'backbone.stage_1.7.branch_1x1.norm.bias',
+    'stage3_first.blocks.11.rbr_identity.weight': 'backbone.stage_3.11.branch_norm.weight',
+    'stage3_second.blocks.0.rbr_identity.weight': 'backbone.stage_3.12.branch_norm.weight',
+    'stage3_second.blocks.11.post_se.down.bias': 'backbone.stage_3.23.post_se.conv1.conv.bias',
+    'stage4.blocks.0.post_se.up.weight': 'backbone.stage_4.0.post_se.conv2.conv.weight',
+    'linear.bias': 'head.fc.bias',
+}
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_names_of_repvggplus(deploy):
+    with torch.device('meta'):
+        model = DilatedRepVGG('L2pse', deploy=deploy)
+    ours = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    ours['head.fc.bias'] = torch.ones(1)
+    plus = translate(ours, 'repvggplus')
+    assert scheme_of(plus) == 'repvggplus'
+    for theirs, name in PLUS_ROWS.items():
+        if name in ours:
+            assert plus[theirs] is ours[name]
+    back = translate(plus, 'ours')
+    assert list(back) == list(ours)
+    assert identify(plus).arch == 'L2pse'
+    # its auxiliary classifiers are no part of the backbone
+    aux = {'stage1_aux.0.conv.weight': torch.ones(1), 'stage3_first_aux.3.bias': torch.ones(1)}
+    assert set(translate(plus | aux, 'ours')) == set(ours) | set(aux)
+    for scheme in ('official', 'timm', 'super_gradients'):
+        with pytest.raises(ValueError, match=f"post_se.* and the scheme '{scheme}' has no name"):
+            translate(ours, scheme)
+
+
+def test_names_of_repvggplus_are_for_that_model_only():
+    ours = {f'backbone.{k}': v for k, v in DilatedRepVGG(TINY).state_dict().items()}
+    with pytest.raises(ValueError, match="'repvggplus' has names for RepVGGplus-L2pse only"):
+        translate(ours, 'repvggplus')
+
+
+def test_squeeze_excitation_has_no_name_in_super_gradients():
+    arch = dict(TINY, se_cfg=dict(ratio=2))
+    ours = {f'backbone.{k}': v for k, v in DilatedRepVGG(arch).state_dict().items()}
+    with pytest.raises(ValueError, match="se_layer.* and the scheme 'super_gradients' has no name"):
+        translate(ours, 'super_gradients')
 
 
 @pytest.mark.parametrize('name', ['A0', 'B1g4', 'D2se'])
@@ -51,7 +101,7 @@ def test_there_and_back_gives_the_same_names(name, deploy):
     with torch.device('meta'):
         model = DilatedRepVGG(name, deploy=deploy)
     ours = {f'backbone.{k}': v for k, v in model.state_dict().items()}
-    for scheme in ('official', 'timm'):
+    for scheme in WITH_SE[1:] if name == 'D2se' else NAMES_OF_ALL[1:]:
         other = translate(ours, scheme)
         assert not set(other) & set(ours)
         assert scheme_of(other) == scheme
@@ -64,7 +114,7 @@ def test_pretrained_takes_every_scheme_with_or_without_prefix(tmp_path, caplog):
     source = DilatedRepVGG(TINY)
     randomise_batchnorms(source)
     ours = {f'backbone.{k}': v for k, v in source.state_dict().items()}
-    variants = {scheme: translate(ours, scheme) for scheme in SCHEMES}
+    variants = {scheme: translate(ours, scheme) for scheme in NAMES_OF_ALL}
     variants['bare'] = source.state_dict()
     variants['student'] = {f'student.{k}': v for k, v in ours.items()}
     for name, state in variants.items():
@@ -104,7 +154,7 @@ def test_what_does_not_fill_the_backbone_is_refused():
 
 
 @pytest.mark.parametrize('prefix', ['model.', 'net.encoder.', 'module.'])
-@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('scheme', NAMES_OF_ALL)
 def test_a_prefix_that_is_needed_is_named_and_works(tmp_path, scheme, prefix):
     """Names with a prefix that not all have: Lightning's, next to those of a loss."""
     source = DilatedRepVGG(TINY)
@@ -231,11 +281,15 @@ def weights(arch: str, deploy: bool = False, classes: int | None = None) -> dict
     return named
 
 
+NAMES_OF = {'D2se': WITH_SE, 'L2pse': ('ours', 'repvggplus')}
+assert set().union(NAMES_OF_ALL, *NAMES_OF.values()) == set(SCHEMES)
+
+
 @pytest.mark.parametrize('arch', ARCHS)
 def test_every_architecture_is_known_in_both_forms_and_every_scheme(arch):
     for deploy in (False, True):
         state = weights(arch, deploy, classes=7)
-        for scheme in SCHEMES:
+        for scheme in NAMES_OF.get(arch, NAMES_OF_ALL):
             found = identify(translate(state, scheme))
             assert found.scheme == scheme
             assert found.form == ('deploy' if deploy else 'training')
@@ -246,6 +300,10 @@ def test_every_architecture_is_known_in_both_forms_and_every_scheme(arch):
 def test_other_weights_are_described():
     r18 = {'layer1.0.conv1.weight': torch.zeros(1), 'decode_head.conv_seg.weight': torch.zeros(5)}
     assert str(identify(r18)) == 'no RepVGG, 5 classes in decode_head'
+    with torch.device('meta'):
+        plain = dict(num_blocks=(8, 14, 24, 1), width_factor=(2.5, 2.5, 2.5, 5))
+        found = identify(DilatedRepVGG(plain).state_dict())  # neither D2se nor L2pse
+    assert found.arch == 'with num_blocks=[8, 14, 24, 1], channels=[160, 320, 640, 2560]'
     arch = dict(num_blocks=(2, 1), width_factor=(0.25, 0.25))
     custom = DilatedRepVGG(arch, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
     assert identify(custom.state_dict()).arch == 'with num_blocks=[2, 1], channels=[16, 32]'

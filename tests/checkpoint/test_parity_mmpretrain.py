@@ -11,6 +11,9 @@ from tests.common import TINY
 SETTINGS = dict(strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4), out_indices=(0, 1, 2, 3))
 
 
+THEIRS = [name for name in ARCHS if name != 'L2pse']  # tests/checkpoint/test_parity_official.py
+
+
 def theirs_of(name):
     from mmpretrain.models.backbones.repvgg import RepVGG
 
@@ -23,13 +26,13 @@ def filled(name, state, **kwargs):
     return model
 
 
-def test_mmpretrain_has_every_architecture_of_the_table():
+def test_mmpretrain_has_every_other_architecture_of_the_table():
     from mmpretrain.models.backbones.repvgg import RepVGG
 
-    assert set(ARCHS) <= set(RepVGG.arch_settings)
+    assert set(THEIRS) <= set(RepVGG.arch_settings)
 
 
-@each(ARCHS)
+@each(THEIRS)
 @torch.no_grad()
 def test_both_forms_give_mmpretrains_feature_maps(name):
     theirs = theirs_of(name)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from mmengine.model import PretrainedInit
 
-from mmseg_repvgg.checkpoint.names import SCHEMES, translate
+from mmseg_repvgg.checkpoint.names import translate
 from mmseg_repvgg.models import DilatedRepVGG
-from tests.checkpoint.parity import unfilled
+from tests.checkpoint.parity import NAMES_OF_ALL, unfilled
 from tests.checkpoint.wrappings import FORMS, write
 from tests.common import TINY, randomise_batchnorms
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('scheme', NAMES_OF_ALL)
 def test_pretrained_unwraps_every_form(tmp_path, form, scheme):
     source = randomise_batchnorms(DilatedRepVGG(TINY))
     state = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}

@@ -14,11 +14,12 @@ WIDTHS = {
     'B2': (64, 160, 320, 640, 2560),
     'B3': (64, 192, 384, 768, 2560),
     'D2se': (64, 160, 320, 640, 2560),
+    'L2pse': (64, 160, 320, 640, 2560),
 }
 
 
-def test_the_table_holds_the_fourteen_models():
-    names = 'A0 A1 A2 B0 B1 B1g2 B1g4 B2 B2g2 B2g4 B3 B3g2 B3g4 D2se'
+def test_the_table_holds_the_fifteen_models():
+    names = 'A0 A1 A2 B0 B1 B1g2 B1g4 B2 B2g2 B2g4 B3 B3g2 B3g4 D2se L2pse'
     assert list(ARCHS) == names.split()
 
 
@@ -26,7 +27,7 @@ def test_the_table_holds_the_fourteen_models():
 def test_widths_and_depths_are_those_of_tables_2_and_3(name):
     arch = ARCHS[name]
     assert arch.widths == WIDTHS[name.replace('g2', '').replace('g4', '')]
-    depths = {'A': (2, 4, 14, 1), 'B': (4, 6, 16, 1), 'D': (8, 14, 24, 1)}
+    depths = {'A': (2, 4, 14, 1), 'B': (4, 6, 16, 1), 'D': (8, 14, 24, 1), 'L': (8, 14, 24, 1)}
     assert arch.num_blocks == depths[name[0]]
     assert arch.source
 
@@ -55,5 +56,8 @@ def test_a_custom_row_is_accepted_and_wrong_ones_name_the_mistake():
         get_arch(dict(num_blocks=[1, 2], width_factor=[1, 1], group_layer_map={4: 2}))
     with pytest.raises(ValueError, match='must be positive'):
         get_arch(dict(num_blocks=[0], width_factor=[1]))
+    for se_cfg in (dict(ratio=0), dict(after_act=1), dict(after=True)):
+        with pytest.raises(ValueError, match='takes ratio and divisor, .* and after_act, True or'):
+            get_arch(dict(num_blocks=[1], width_factor=[1], se_cfg=se_cfg))
     with pytest.raises(ValueError, match='not int'):
         get_arch(3)

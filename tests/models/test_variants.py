@@ -15,6 +15,7 @@ from mmseg_repvgg.models.variants import (
     DiracNetLayer,
     IdentityWithoutBN,
     PostAdditionBN,
+    QARepVGGBlock,
     ReLUInBranches,
     TrivialReparam,
 )
@@ -34,7 +35,7 @@ UNFUSIBLE = {
 }
 KINDS = [dict(block=name) for name in VARIANTS] + [
     dict(block=name, branches=branches)
-    for name in ('repvgg', 'post_addition_bn', 'relu_in_branches')
+    for name in ('repvgg', 'post_addition_bn', 'relu_in_branches', 'qa_repvgg')
     for branches in (('3x3',), ('3x3', 'identity'), ('3x3', '1x1'))
 ]
 KINDS += [dict(block='identity_without_bn', branches=('3x3', 'identity'))]
@@ -75,6 +76,12 @@ def post_addition_bn(block, conv, x, keeps):
     return bn(y + x if keeps else y, block.norm)
 
 
+def qa_repvgg(block, conv, x, keeps):
+    y = bn(conv(x, block.branch_3x3.conv.weight), block.branch_3x3.norm)
+    y = y + conv(x, block.branch_1x1.conv.weight)
+    return bn(y + x if keeps else y, block.norm)
+
+
 def relu_in_branches(block, conv, x, keeps):
     y = bn(conv(x, block.branch_3x3.conv.weight), block.branch_3x3.norm).relu()
     y = y + bn(conv(x, block.branch_1x1.conv.weight), block.branch_1x1.norm).relu()
@@ -103,6 +110,7 @@ def trivial(block, conv, x, keeps):
 FORMULAS = {
     IdentityWithoutBN: identity_without_bn,
     PostAdditionBN: post_addition_bn,
+    QARepVGGBlock: qa_repvgg,
     ReLUInBranches: relu_in_branches,
     AsymmetricConvBlock: asymmetric,
     DiracNetLayer: dirac,
@@ -131,7 +139,7 @@ def test_the_forward_pass_is_the_formula_and_the_fused_conv_equals_it(kind):
             fused, counts = deployed_copy(block, ['branches'])
             assert counts == {'branches': 1}
             assert compare(block, fused, x).max_rel < 1e-12
-            assert set(fused._modules) == {'branch_reparam', 'se_layer', 'act'}
+            assert set(fused._modules) == {'branch_reparam', 'se_layer', 'act', 'post_se'}
 
 
 def without_identity(block):
@@ -140,6 +148,10 @@ def without_identity(block):
 
 def without_norm(block):
     block.norm = nn.Identity()
+
+
+def without_norm_of_3x3(block):
+    block.branch_3x3.norm = nn.Identity()
 
 
 def without_relu(block):
@@ -165,6 +177,8 @@ def with_identity_twice(block):
     [
         (IdentityWithoutBN, without_identity),
         (PostAdditionBN, without_norm),
+        (QARepVGGBlock, without_norm),
+        (QARepVGGBlock, without_norm_of_3x3),
         (ReLUInBranches, without_relu),
         (AsymmetricConvBlock, with_turned_kernels),
         (DiracNetLayer, without_a),
@@ -308,14 +322,36 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(kind):
 
 
 def test_squeeze_excitation_acts_in_every_variant_that_has_it():
-    arch = dict(EVEN, se_cfg=dict(ratio=2, divisor=1))
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    for block in [name for name in VARIANTS if name not in UNFUSIBLE]:
-        model = trained(DilatedRepVGG(arch, block=block)).double()
+    blocks = [name for name in VARIANTS if name not in UNFUSIBLE]
+    for block, place in itertools.product(blocks, ('se_layer', 'post_se')):
+        arch = dict(EVEN, se_cfg=dict(ratio=2, divisor=1, after_act=place == 'post_se'))
+        model = trained(DilatedRepVGG(arch, block=block, **DILATED)).double()
         fused, _ = deployed_copy(model, ['branches'])
         assert compare(model, fused, x).max_rel < 1e-10
-        fused.stem.se_layer = nn.Identity()
+        assert compare(model, deployed_copy(model)[0], x).max_rel < 1e-10  # every rewrite
+        setattr(fused.stem, place, nn.Identity())
         assert compare(model, fused, x).max_rel > 1e-2
+
+
+@pytest.mark.parametrize('after_act', [False, True])
+def test_squeeze_excitation_before_and_after_the_activation(after_act):
+    """Worked by hand: maps of one pixel, the squeeze of which is the pixel itself."""
+    se_cfg = dict(ratio=2, divisor=1, after_act=after_act)
+    block = RepVGGBlock(2, 2, se_cfg=se_cfg, deploy=True).eval()
+    conv, se = block.branch_reparam, block.post_se if after_act else block.se_layer
+    state = {
+        conv.weight: [0.0] * 36, conv.bias: [2.0, -4.0],  # the output is (2, -4) for any input
+        se.conv1.conv.weight: [1.0, 0.5], se.conv1.conv.bias: [0.0],
+        se.conv2.conv.weight: [1.0, 1.0], se.conv2.conv.bias: [0.0, 0.0],
+    }  # fmt: skip
+    for parameter, values in state.items():
+        parameter.data = torch.tensor(values).reshape(parameter.shape)
+    # before: 2 - 4 / 2 = 0, the factors are sigmoid(0); after: relu gives (2, 0), the factors are
+    # sigmoid(2)
+    factor = torch.tensor(2.0 if after_act else 0.0).sigmoid()
+    found = block(torch.randn(1, 2, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.stack([2 * factor, 0 * factor]))
 
 
 def test_the_default_is_the_full_block():

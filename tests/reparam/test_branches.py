@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmseg_repvgg.models import ARCHS, DilatedRepVGG, RepVGGBlock
+from mmseg_repvgg.models.variants import QARepVGGBlock
 from mmseg_repvgg.reparam.batchnorm import fold_batchnorm
 from mmseg_repvgg.reparam.branches import (
     fuse_branches,
@@ -95,6 +96,25 @@ def test_post_addition_bn_scales_the_sum():
     assert_exact(bias, torch.tensor([-5.0, -5.0], dtype=torch.float64))
     plain, _ = without_norms(W3)
     assert_exact(plain, torch.stack([W3[0] * 2, W3[1]]).double())
+
+
+def test_qa_repvgg_scales_the_3x3_branch_and_then_the_sum():
+    """bn(bn(conv3x3(x)) + conv1x1(x) + x), by hand."""
+    inner = merge_branches([(W3, SECOND), (W1, nn.Identity()), (ONES, nn.Identity())])
+    kernel, bias = fold_batchnorm(*inner, FIRST)
+    expected = torch.stack([W3[0] * 1, W3[1] * 3]).double()  # gamma/sigma of the 3x3 branch
+    expected[:, :, 1, 1] += torch.tensor([[1.0 + 1, 2.0], [3.0, 4.0 + 1]])
+    expected[0] *= 2  # of the norm after the addition: (2, 1)
+    assert_exact(kernel, expected)
+    # the bias of the branch, (-2, -2), scaled by (2, 1), and (-5, -5) of the norm after it
+    assert_exact(bias, torch.tensor([-9.0, -7.0], dtype=torch.float64))
+
+    block = QARepVGGBlock(2, 2)
+    block.branch_3x3.conv.weight.data, block.branch_1x1.conv.weight.data = W3, W1
+    block.branch_3x3.norm, block.norm = SECOND, FIRST
+    kernel, bias = block.get_equivalent_kernel_bias()
+    assert_exact(kernel, expected)
+    assert_exact(bias, torch.tensor([-9.0, -7.0], dtype=torch.float64))
 
 
 def test_asymmetric_kernels_fall_on_the_middle_row_and_column():
@@ -330,7 +350,7 @@ def test_fused_logits_of_every_architecture(name):
     widths = ARCHS[name].widths
     model = randomise_batchnorms(MODELS.build(segmentor_cfg(name, widths)))
     fused, counts = deployed_copy(model, ['branches', 'batchnorm'])
-    layers = {'A': 22, 'B': 28, 'D': 48}[name[0]]
+    layers = {'A': 22, 'B': 28, 'D': 48, 'L': 48}[name[0]]
     assert counts == {'branches': layers, 'batchnorm': 6}  # 4 pools, bottleneck, auxiliary conv
     found = compare(model, fused, torch.randn(1, 3, 65, 65))
     assert found.max_rel <= 1e-4
