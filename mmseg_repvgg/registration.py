@@ -9,6 +9,9 @@ import of mmengine ends.
 
 mmengine has no hook for the latter: the root registries, which all scopes search, have no import
 locations, and there are no entry points.
+
+Decode heads derive from mmseg's, so they are registered with mmseg when its models are imported,
+which its registry does before it looks for a name.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Any
 
 from mmseg_repvgg import mmcv_stub
 
+MMSEG_MODELS = 'mmseg.models'
+
 
 def install() -> None:
     """Register now if mmengine is imported, else when it is; a second call changes nothing.
@@ -33,6 +38,8 @@ def install() -> None:
     """
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         actions: dict[str, Callable[[], None]] = {'mmengine': _register_or_warn}
+        if MMSEG_MODELS not in sys.modules:
+            actions[MMSEG_MODELS] = register_heads
         if mmcv_stub.EXT_LOADER in sys.modules:
             mmcv_stub.replace_load_ext()
         else:
@@ -40,6 +47,8 @@ def install() -> None:
         sys.meta_path.insert(0, AfterImport(actions))
     if 'mmengine' in sys.modules:
         register()
+    if MMSEG_MODELS in sys.modules:
+        register_heads()
 
 
 def register() -> None:
@@ -57,6 +66,11 @@ def register() -> None:
     except ImportError as error:
         text = f'{error}. python -m mmseg_repvgg.doctor shows the fix'
         raise type(error)(text, name=error.name, path=error.path) from error
+
+
+def register_heads() -> None:
+    """Put our decode heads into mmseg's registry of models, whose modules must be imported."""
+    importlib.import_module('mmseg_repvgg.models.uafm_head')
 
 
 def with_our_import(custom_imports: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def trace(model: Any, info: ModelDescription) -> ExportedProgram:
         raise ValueError(
             f'the graph holds adaptive pooling to {", ".join(map(str, sizes))}, which no exported '
             "format expresses exactly for every size. The rewrite 'pyramid' removes it from "
-            'PSPHead and UPerHead: keep it in --rewrites. Other heads cannot be exported'
+            'PSPHead, UPerHead and UAFMHead: keep it in --rewrites. Other heads cannot be exported'
         )
     return program
 
