@@ -21,8 +21,14 @@ PROGRAM = 'mmseg-repvgg'
 GROUPS = {
     'train and evaluate': ('train', 'test', 'plot', 'swap-backbone', 'convert-weights'),
     'deploy': ('fuse', 'export', 'predict', 'serve', 'compare-exported', 'bench-model'),
-    'data': ('check-data', 'convert-masks', 'prepare-cityscapes', 'make-demo-scenes'),
-    'measure': ('benchmark', 'estimate-memory', 'learning-rates', 'paper-tables'),
+    'data': (
+        'check-data',
+        'convert-masks',
+        'prepare-cityscapes',
+        'prepare-camvid',
+        'make-demo-scenes',
+    ),
+    'measure': ('benchmark', 'train-camvid', 'estimate-memory', 'learning-rates', 'paper-tables'),
     'try and check': ('demo', 'doctor', 'gpu-check'),
 }
 """The commands, in the order of the help."""

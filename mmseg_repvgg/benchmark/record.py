@@ -140,12 +140,17 @@ def make_record(benchmark: str, rows: Sequence[Row], protocol: Protocol) -> Reco
         benchmark=benchmark,
         command=shlex.join(['mmseg-repvgg', 'benchmark', *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        commit=_commit(),
-        machine=_machine(),
-        versions={'mmseg_repvgg': __version__, 'python': platform.python_version(), **_versions()},
+        machine=describe_machine(),
         protocol=asdict(protocol),
         rows=list(rows),
+        **describe_code(),
     )
+
+
+def describe_code() -> dict[str, Any]:
+    """The ``commit`` of the code and the ``versions`` of the packages."""
+    own = {'mmseg_repvgg': __version__, 'python': platform.python_version()}
+    return dict(commit=_commit(), versions={**own, **_versions()})
 
 
 def _commit() -> str | None:
@@ -165,7 +170,8 @@ def _commit() -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, GPU and system."""
     import torch
 
     memory = None

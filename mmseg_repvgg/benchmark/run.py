@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 
 from mmseg_repvgg.atomic_files import atomic_file
-from mmseg_repvgg.benchmark import dropin, figure3, table1, table4, table6, table8, training
+from mmseg_repvgg.benchmark import camvid, dropin, figure3, table1, table4, table6, table8, training
 from mmseg_repvgg.benchmark.candidate import Candidate, Outcome, Row
 from mmseg_repvgg.benchmark.forward import EXECUTIONS
 from mmseg_repvgg.benchmark.page import provenance
@@ -25,6 +25,7 @@ SUITES: dict[str, ModuleType] = {
     'table1': table1,
     'table6': table6,
     'dropin': dropin,
+    'camvid': camvid,
     'figure3': figure3,
     'training': training,
 }

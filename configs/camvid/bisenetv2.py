@@ -1,0 +1,24 @@
+"""BiSeNetV2 on CamVid, from scratch.
+
+The model is that of mmseg's config _base_/models/bisenetv2.py, for 11 classes and without pretrained weights.
+Command: mmseg-repvgg train configs/camvid/bisenetv2.py
+Hardware: 2 CPU cores, less than an hour.
+Expected: unknown, it was not trained here.
+"""
+
+_base_ = [
+    '../_base_/datasets/camvid.py',
+    '../_base_/schedules/camvid.py',
+    '../_base_/default_runtime.py',
+]
+
+model = (
+    __import__('mmengine')
+    .Config.fromfile(__import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/bisenetv2.py')
+    .model.to_dict()
+)
+model['data_preprocessor']['size'] = (360, 480)
+for head in (model['decode_head'], *model['auxiliary_head']):
+    head['num_classes'] = 11
+del head
+custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

@@ -1,0 +1,24 @@
+"""PSPNet on RepVGG-A0 at output stride 8 on CamVid, from scratch.
+
+The paper's kind of segmentor (section 4.3), full dilation; the head has 320 channels.
+Command: mmseg-repvgg train configs/camvid/pspnet_repvgg_a0.py
+Hardware: 2 CPU cores, less than an hour.
+Expected: unknown, it was not trained here.
+"""
+
+_base_ = [
+    '../_base_/models/pspnet_repvgg.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/schedules/camvid.py',
+    '../_base_/default_runtime.py',
+]
+
+head = dict(num_classes=11, align_corners=False)
+model = dict(
+    data_preprocessor=dict(size=(360, 480)),
+    backbone=dict(arch='A0', dilations=(1, 1, 2, 4)),
+    decode_head=dict(in_channels=1280, channels=320, **head),
+    auxiliary_head=dict(in_channels=192, channels=48, **head),
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
+del head

@@ -1,0 +1,20 @@
+"""RepVGG-A1 with PP-LiteSeg's decoder on CamVid, from scratch.
+
+Command: mmseg-repvgg train configs/camvid/uafm_repvgg_a1.py
+Hardware: 2 CPU cores, less than an hour.
+Expected: unknown, it was not trained here.
+"""
+
+_base_ = [
+    '../_base_/models/uafm_repvgg.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/schedules/camvid.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(360, 480)),
+    backbone=dict(arch='A1'),
+    decode_head=dict(in_channels=[128, 256, 1280], num_classes=11),
+    auxiliary_head=dict(in_channels=256, num_classes=11),
+)

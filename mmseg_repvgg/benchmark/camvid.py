@@ -1,0 +1,123 @@
+"""Speed of the networks of ``configs/camvid``, fused, at the size of CamVid's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
+from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
+from mmseg_repvgg.benchmark.record import Record
+
+TITLE = 'Networks of configs/camvid at 360x480'
+
+SIZE, QUICK_SIZE = (360, 480), (64, 96)
+"""Height and width in pixels."""
+
+OURS = {
+    'RepVGG-A0 + UAFM': 'camvid/uafm_repvgg_a0.py',
+    'RepVGG-A1 + UAFM': 'camvid/uafm_repvgg_a1.py',
+    'RepVGG-A2 + UAFM': 'camvid/uafm_repvgg_a2.py',
+    'RepVGG-B0 + UAFM': 'camvid/uafm_repvgg_b0.py',
+    'RepVGG-A0 + PSP': 'camvid/pspnet_repvgg_a0.py',
+}
+SAME_WHEN_FUSED = {
+    'QARepVGG-A0 + UAFM': 'camvid/uafm_qarepvgg_a0.py',
+    'plain A0 + UAFM': 'camvid/uafm_plain_a0.py',
+    'A0 of mmpretrain + UAFM': 'camvid/uafm_mmpretrain_a0.py',
+}
+"""Fused, these are the network of the first row of :data:`OURS`, so their speed is its own."""
+THEIRS = {
+    'PIDNet-S': 'camvid/pidnet_s.py',
+    'DDRNet-23-slim': 'camvid/ddrnet_23_slim.py',
+    'BiSeNetV2': 'camvid/bisenetv2.py',
+    'STDC1-Seg': 'camvid/stdc1.py',
+    'PSPNet-R18': 'camvid/pspnet_r18.py',
+}
+TRAINED = {**OURS, **SAME_WHEN_FUSED, **THEIRS}
+"""The config of each network that :mod:`mmseg_repvgg.benchmark.camvid_trainings` trains."""
+BASE = 'PIDNet-S'
+FUSED, REWRITTEN = 'fused', 'rewritten'
+MORE = ('dilation', 'pyramid', 'winograd')
+"""Rewrites in PyTorch after fusing."""
+
+
+def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
+    """A group per runtime: every network fused, in PyTorch also rewritten."""
+    found = {}
+    for runtime in runtimes:
+        found[runtime] = [_candidate(name, FUSED, quick, runtime) for name in (*OURS, *THEIRS)]
+        if runtime == 'pytorch':
+            found[runtime] += [_candidate(name, REWRITTEN, quick) for name in (*OURS, *THEIRS)]
+    return found
+
+
+def _candidate(name: str, form: str, quick: bool, runtime: str = 'pytorch') -> Candidate:
+    fusing = ('batchnorm',) if name in THEIRS else ('branches', 'batchnorm')
+    settings: dict[str, Any] = dict(
+        config=TRAINED[name],
+        rewrites=list(fusing if form == FUSED else (*fusing, *MORE)),
+        runtime=runtime,
+        count_flops=form == FUSED,  # convs and linear layers can no longer be counted after more
+        size=list(QUICK_SIZE if quick else SIZE),
+    )
+    return Candidate(f'{name}, {form}', f'{NETWORKS}:segmentor', settings)
+
+
+def reference(candidate: Candidate) -> Candidate | None:
+    """The same network fused, in PyTorch."""
+    name = candidate.name.rpartition(', ')[0]
+    fused = _candidate(name, FUSED, quick=False)
+    settings = dict(fused.settings, size=candidate.settings['size'])
+    return replace(candidate, name=fused.name, settings=settings)
+
+
+def images_per_second(record: Record, name: str, runtime: str, form: str = FUSED) -> float | None:
+    """Speed of a network of :data:`TRAINED` in a runtime; None if it was not measured."""
+    measured = next(iter(OURS)) if name in SAME_WHEN_FUSED else name
+    row = record.row(f'{measured}, {form}', runtime)
+    return None if row is None else row.per_second
+
+
+def markdown(record: Record) -> str:
+    """A table per runtime."""
+    return sections(
+        {
+            runtime: row_table(
+                ['network', 'parameters, M', 'G multiply-adds', 'images a second', 'spread',
+                 f'speed, {BASE} = 1', 'argmax agreement'],
+                rows,
+                lambda row: [row.name, *([None] * 2 if row.failure else costs(row))],
+                lambda row: _figures(record, row),
+            )
+            for runtime, rows in record.groups.items()
+        }
+    )  # fmt: skip
+
+
+def costs(row: Row) -> list[str | None]:
+    """Parameters in millions and multiply-adds in billions."""
+    return [f'{row.info["parameters"] / 1e6:.2f}', number(row.info.get('flops'), 1, 1e9)]
+
+
+def _figures(record: Record, row: Row) -> list[Any]:
+    return [
+        f'{row.per_second:.1f}',
+        percent(row.spread),
+        record.ratio(row.name, f'{BASE}, {FUSED}', row.group),
+        percent(row.agreement, 3),
+    ]
+
+
+def plot(record: Record, path: Path) -> None:
+    """Speed relative to fused PIDNet-S in the same runtime."""
+    names = [*OURS, *THEIRS]
+    series: dict[str, list[float | None]] = {}
+    for runtime in record.groups:
+        for form in (FUSED, REWRITTEN):
+            speeds = [record.speed(f'{n}, {form}', f'{BASE}, {FUSED}', runtime) for n in names]
+            if any(speeds):
+                series[f'{runtime}, {form}'] = speeds
+    bars(path, names, series, f'times as fast as fused {BASE}', TITLE)

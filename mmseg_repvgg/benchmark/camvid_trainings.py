@@ -1,0 +1,302 @@
+"""Trains the networks of ``configs/camvid`` on equal terms, one at a time, and compares them.
+
+Each training is a command of its own, ``mmseg-repvgg train CONFIG``, and leaves a JSON record. A
+training that has one is not repeated; one that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mmseg_repvgg.atomic_files import atomic_file, make_folder
+from mmseg_repvgg.benchmark.camvid import FUSED, TRAINED, costs, images_per_second
+from mmseg_repvgg.benchmark.page import scatter
+from mmseg_repvgg.benchmark.record import Record, describe_code, describe_machine
+from mmseg_repvgg.markdown import markdown_table
+from mmseg_repvgg.plots.style import bar_height, grouped_bars, new_figure, save
+
+PAGE, PICTURE = 'camvid_trainings.md', 'camvid_trainings.png'
+
+
+@dataclass(frozen=True)
+class Training:
+    """The record of a training."""
+
+    name: str  # key of TRAINED
+    config: str
+    seed: int
+    command: str
+    miou: float  # percent, of val after the last iteration
+    pixel_accuracy: float  # percent
+    best_miou: float
+    iterations: int
+    images: int  # iterations times the batch size
+    seconds: float | None  # of the iterations, without validations; None if they were not logged
+    date: str  # UTC, of the end
+    commit: str | None
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + '\n', encoding='utf-8')
+
+    @classmethod
+    def read(cls, path: Path) -> Training:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            ValueError: If the file is not a record.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding='utf-8')))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f'{path} is not a record of mmseg-repvgg train-camvid ({error}); delete it to '
+                'train that network again'
+            ) from error
+
+
+def train_all(
+    out: Path,
+    names: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    options: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Train networks one after the other, all with the first seed before the second.
+
+    Args:
+        out: Folder of the records, and of the work folders in ``out/work``.
+        names: Keys of :data:`TRAINED`; by default all.
+        seeds: A training for each.
+        options: ``key=value`` of ``--cfg-options`` for all trainings.
+        say: Called with each line of progress.
+
+    Returns:
+        A line for each training that failed; the others go on.
+
+    Raises:
+        ValueError: If a name is unknown, or an existing record has other options.
+        OSError: If ``out`` cannot be written.
+    """
+    unknown = sorted(set(names or ()) - set(TRAINED))
+    if unknown:
+        raise ValueError(f'unknown networks {unknown}; choose from {"; ".join(TRAINED)}')
+    make_folder(out)
+    failures = []
+    for seed in seeds:
+        for name in names or TRAINED:
+            command = _command(out, name, seed, options)
+            path = out / f'{_stem(name)}_seed{seed}.json'
+            if path.is_file():
+                _check_same(path, command)
+                say(f'{name}, seed {seed}: {path} is there')
+                continue
+            say(f'{name}, seed {seed}: {command}')
+            failure = _train(name, seed, command, _work_dir(out, name, seed), path)
+            if failure:
+                failures.append(f'{name}, seed {seed}: {failure}')
+                say(failures[-1])
+    return failures
+
+
+def _stem(name: str) -> str:
+    return Path(TRAINED[name]).stem
+
+
+def _work_dir(out: Path, name: str, seed: int) -> Path:
+    return out / 'work' / f'{_stem(name)}_seed{seed}'
+
+
+def _command(out: Path, name: str, seed: int, options: Sequence[str]) -> str:
+    work_dir = _work_dir(out, name, seed).as_posix()
+    words = ['mmseg-repvgg', 'train', TRAINED[name], '--work-dir', work_dir, '--resume']
+    return shlex.join([*words, '--cfg-options', f'randomness.seed={seed}', *options])
+
+
+def _check_same(path: Path, command: str) -> None:
+    found = Training.read(path).command
+    if found != command:
+        raise ValueError(
+            f'{path} was made by another command, {found}. Give the same options, or another '
+            'folder: trainings of different lengths cannot be compared'
+        )
+
+
+def _train(name: str, seed: int, command: str, work_dir: Path, path: Path) -> str:
+    """Run one training and write its record; return why it failed, or ''."""
+    code = run_command(command)
+    if code:
+        return f'the training ended with exit code {code}; its log is in {work_dir}'
+    iterations, batch_size = _length(work_dir)
+    results = read_scalars(work_dir, iterations)
+    if not results:
+        return (
+            f'{work_dir} holds no validation after iteration {iterations}; train_cfg.val_interval '
+            'must divide train_cfg.max_iters'
+        )
+    Training(
+        name=name,
+        config=TRAINED[name],
+        seed=seed,
+        command=command,
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        iterations=iterations,
+        images=iterations * batch_size,
+        machine=describe_machine(),
+        **describe_code(),
+        **results,
+    ).write(path)
+    return ''
+
+
+def run_command(command: str) -> int:
+    """Run ``mmseg-repvgg ...`` in a process of its own; return its exit code."""
+    words = shlex.split(command)
+    return subprocess.run([sys.executable, '-m', 'mmseg_repvgg', *words[1:]]).returncode
+
+
+def read_scalars(work_dir: Path, iterations: int) -> dict[str, Any]:
+    """Results of a training from mmengine's logs of all of its runs.
+
+    Iterations that ran twice, because a run was interrupted after its last checkpoint, count once.
+
+    Args:
+        work_dir: With ``<run>/vis_data/scalars.json`` of every run.
+        iterations: Of the whole training.
+
+    Returns:
+        Scores and seconds of :class:`Training`; empty without a validation after the last one.
+    """
+    times: dict[int, float] = {}
+    scores: dict[int, dict[str, float]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text(encoding='utf-8').splitlines():
+            values = json.loads(line)
+            if 'mIoU' in values:
+                scores[values['step']] = values
+            elif 'time' in values and 'iter' in values:
+                times[values['iter']] = values['time']
+    if iterations not in scores:
+        return {}
+    steps = sorted(times)
+    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
+    seconds = sum(times[step] * n for step, n in zip(steps, lengths, strict=True))
+    return dict(
+        miou=scores[iterations]['mIoU'],
+        pixel_accuracy=scores[iterations]['aAcc'],
+        best_miou=max(values['mIoU'] for values in scores.values()),
+        # the last iterations may not be logged
+        seconds=seconds + times[steps[-1]] * (iterations - steps[-1]) if steps else None,
+    )
+
+
+def _length(work_dir: Path) -> tuple[int, int]:
+    """Iterations and batch size of the newest config in a work folder."""
+    from mmengine.config import Config
+
+    (config, *_) = sorted(work_dir.glob('*.py'), key=os.path.getmtime, reverse=True)
+    cfg = Config.fromfile(config)
+    return cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size
+
+
+def write_page(out: Path, speeds: Record | None = None) -> str:
+    """Write the table and the picture of all records in a folder.
+
+    Args:
+        out: The folder.
+        speeds: A record of ``mmseg-repvgg benchmark camvid``, for speeds and costs.
+
+    Returns:
+        The text of the page.
+
+    Raises:
+        ValueError: If there are no records, or one is damaged.
+    """
+    found: dict[str, list[Training]] = {}
+    for path in sorted(out.glob('*_seed*.json')):
+        training = Training.read(path)
+        found.setdefault(training.name, []).append(training)
+    if not found:
+        raise ValueError(f'{out} holds no records; train with mmseg-repvgg train-camvid {out}')
+    ordered = {name: found[name] for name in TRAINED if name in found}
+    text = f'# Trainings on CamVid\n\n{table(ordered, speeds)}\n\n{_provenance(ordered)}\n'
+    with atomic_file(out / PAGE) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+    plot(ordered, speeds, out / PICTURE)
+    return text
+
+
+def table(trainings: Mapping[str, Sequence[Training]], speeds: Record | None = None) -> str:
+    """A row per network in Markdown, the best mIoU first."""
+    runtimes = list(speeds.groups) if speeds else []
+    titles = ['network', 'mIoU, %', 'over seeds', 'pixel accuracy, %', 'minutes']
+    titles += ['parameters, M', 'G multiply-adds'] if speeds else []
+    lines = []
+    for name, runs in sorted(trainings.items(), key=lambda item: -mean_miou(item[1])):
+        scores = [run.miou for run in runs]
+        spread = f'{min(scores):.2f} to {max(scores):.2f}' if len(runs) > 1 else None
+        accuracy = statistics.mean(run.pixel_accuracy for run in runs)
+        times = [run.seconds / 60 for run in runs if run.seconds is not None]
+        minutes = f'{statistics.mean(times):.0f}' if times else None
+        line = [name, f'{mean_miou(runs):.2f}', spread, f'{accuracy:.2f}', minutes]
+        if speeds:
+            row = speeds.row(f'{name}, {FUSED}')
+            line += costs(row) if row else [None, None]
+            rates = [images_per_second(speeds, name, runtime) for runtime in runtimes]
+            line += [None if rate is None else f'{rate:.1f}' for rate in rates]
+        lines.append(line)
+    titles += [f'images/s, {runtime}' for runtime in runtimes]
+    return markdown_table(titles, lines)
+
+
+def mean_miou(runs: Sequence[Training]) -> float:
+    """The mean over seeds, in percent."""
+    return statistics.mean(run.miou for run in runs)
+
+
+def _provenance(trainings: Mapping[str, Sequence[Training]]) -> str:
+    runs = [run for found in trainings.values() for run in found]
+    processors = ' / '.join(sorted({run.machine.get('processor', '?') for run in runs}))
+    images = ' / '.join(str(n) for n in sorted({run.images for run in runs}))
+    commits = ', '.join(sorted({run.commit or 'unknown' for run in runs}))
+    return (
+        f'Each network was trained from scratch on {images} crops by its own command, such as '
+        f'`{runs[0].command}`: {processors}, commit {commits}. mIoU and pixel accuracy are those '
+        "of CamVid's validation images after the last iteration; minutes are those of the "
+        'iterations, and depend on what else ran.'
+    )
+
+
+def plot(trainings: Mapping[str, Sequence[Training]], speeds: Record | None, path: Path) -> None:
+    """MIoU against speed in every runtime, or bars of the mIoU without speeds."""
+    scores = {name: mean_miou(runs) for name, runs in trainings.items()}
+    if speeds is None:
+        figure = new_figure(bar_height(list(scores), {'mIoU': scores}))
+        axes = figure.subplots()
+        grouped_bars(axes, list(scores), {'mIoU': list(scores.values())})
+        axes.set_xlabel('mIoU on CamVid val, %')
+        save(figure, path)
+        return
+    panels: dict[str, dict[str, tuple[float, float]]] = {}
+    for runtime in speeds.groups:
+        points = {}
+        for name, score in scores.items():
+            rate = images_per_second(speeds, name, runtime)
+            if rate is not None:
+                points[name] = rate, score
+        if points:
+            panels[runtime] = points
+    scatter(path, panels, 'images a second, fused', 'mIoU on CamVid val, %')
