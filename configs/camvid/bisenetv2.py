@@ -2,7 +2,7 @@
 
 The model is that of mmseg's config _base_/models/bisenetv2.py, for 11 classes and without pretrained weights.
 Command: mmseg-repvgg train configs/camvid/bisenetv2.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

@@ -2,7 +2,7 @@
 
 The model is that of mmseg's config ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py, for 11 classes and without pretrained weights, weights of classes.
 Command: mmseg-repvgg train configs/camvid/ddrnet_23_slim.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

@@ -2,7 +2,7 @@
 
 The model is that of mmseg's config pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py, for 11 classes and without pretrained weights, weights of classes.
 Command: mmseg-repvgg train configs/camvid/pidnet_s.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

@@ -2,7 +2,7 @@
 
 The model is that of mmseg's config pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py, for 11 classes and without pretrained weights.
 Command: mmseg-repvgg train configs/camvid/pspnet_r18.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

@@ -2,7 +2,7 @@
 
 The paper's kind of segmentor (section 4.3), full dilation; the head has 320 channels.
 Command: mmseg-repvgg train configs/camvid/pspnet_repvgg_a0.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

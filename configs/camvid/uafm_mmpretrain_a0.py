@@ -2,7 +2,7 @@
 
 The same network as uafm_repvgg_a0.py by another implementation: equal but for chance.
 Command: mmseg-repvgg train configs/camvid/uafm_mmpretrain_a0.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

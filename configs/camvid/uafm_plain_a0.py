@@ -2,7 +2,7 @@
 
 Table 6 asks what the branches are worth; fused, both are the same network.
 Command: mmseg-repvgg train configs/camvid/uafm_plain_a0.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

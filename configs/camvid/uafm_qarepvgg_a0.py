@@ -1,7 +1,7 @@
 """QARepVGG-A0 (Chu et al. 2024) with PP-LiteSeg's decoder on CamVid, from scratch.
 
 Command: mmseg-repvgg train configs/camvid/uafm_qarepvgg_a0.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

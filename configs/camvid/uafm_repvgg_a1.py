@@ -1,7 +1,7 @@
 """RepVGG-A1 with PP-LiteSeg's decoder on CamVid, from scratch.
 
 Command: mmseg-repvgg train configs/camvid/uafm_repvgg_a1.py
-Hardware: 2 CPU cores, less than an hour.
+Hardware: a CPU.
 Expected: unknown, it was not trained here.
 """
 

@@ -1,4 +1,4 @@
-"""CamVid from scratch in less than an hour on two CPU cores, the same for every network.
+"""CamVid from scratch on a CPU, the same for every network.
 
 1200 iterations of 8 crops are 9600 image passes, 26 times the training images. AdamW, because it
 suits networks of different kinds at one rate; poly 0.9 to the end of the training, with a warm-up
