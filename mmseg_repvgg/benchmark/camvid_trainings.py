@@ -26,6 +26,8 @@ from mmseg_repvgg.markdown import markdown_table
 from mmseg_repvgg.plots.style import bar_height, grouped_bars, new_figure, save
 
 PAGE, PICTURE = 'camvid_trainings.md', 'camvid_trainings.png'
+TEST = 'test'
+"""Folder in a work folder for the test of a training that was stopped in its last validation."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,15 @@ def _train(name: str, seed: int, command: str, work_dir: Path, path: Path) -> st
         return f'the training ended with exit code {code}; its log is in {work_dir}'
     iterations, batch_size = _length(work_dir)
     results = read_scalars(work_dir, iterations)
+    last = work_dir / f'iter_{iterations}.pth'
+    if not results and last.is_file():  # stopped in its last validation; mmengine repeats none
+        words = ['mmseg-repvgg', 'test', TRAINED[name], last.as_posix()]
+        run_command(shlex.join([*words, '--work-dir', (work_dir / TEST).as_posix()]))
+        results = read_scalars(work_dir, iterations)
     if not results:
         return (
-            f'{work_dir} holds no validation after iteration {iterations}; train_cfg.val_interval '
-            'must divide train_cfg.max_iters'
+            f'{work_dir} holds no validation after iteration {iterations}: see the log above; '
+            'train_cfg.val_interval must divide train_cfg.max_iters'
         )
     Training(
         name=name,
@@ -174,7 +181,8 @@ def read_scalars(work_dir: Path, iterations: int) -> dict[str, Any]:
     Iterations that ran twice, because a run was interrupted after its last checkpoint, count once.
 
     Args:
-        work_dir: With ``<run>/vis_data/scalars.json`` of every run.
+        work_dir: With ``<run>/vis_data/scalars.json`` of every run; ``test/<run>/<run>.json``
+            counts as a validation after the last iteration.
         iterations: Of the whole training.
 
     Returns:
@@ -189,6 +197,8 @@ def read_scalars(work_dir: Path, iterations: int) -> dict[str, Any]:
                 scores[values['step']] = values
             elif 'time' in values and 'iter' in values:
                 times[values['iter']] = values['time']
+    for file in sorted((work_dir / TEST).glob('*/*.json')):
+        scores[iterations] = json.loads(file.read_text(encoding='utf-8'))
     if iterations not in scores:
         return {}
     steps = sorted(times)

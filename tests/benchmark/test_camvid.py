@@ -141,6 +141,30 @@ def test_each_network_is_trained_once(tmp_path, fake_training):
         train_all(tmp_path, ['B9'])
 
 
+def test_a_training_stopped_in_its_last_validation_is_tested(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command):
+        words = shlex.split(command)
+        calls.append(words[1])
+        work_dir = Path(words[words.index('--work-dir') + 1])
+        if words[1] == 'train':
+            write_logs(work_dir, [FIRST, SECOND[:3]])  # no validation at 80
+            (work_dir / 'iter_80.pth').touch()
+        else:
+            assert words[2:4] == ['camvid/pidnet_s.py', str(work_dir.parent / 'iter_80.pth')]
+            (work_dir / '2026_9').mkdir(parents=True)
+            metrics = dict(aAcc=66.0, mIoU=33.0, time=1.0)
+            (work_dir / '2026_9/2026_9.json').write_text(json.dumps(metrics))
+        return 0
+
+    monkeypatch.setattr(camvid_trainings, 'run_command', run)
+    assert train_all(tmp_path, ['PIDNet-S'], say=lambda text: None) == []
+    assert calls == ['train', 'test']
+    found = Training.read(tmp_path / 'pidnet_s_seed0.json')
+    assert (found.miou, found.pixel_accuracy, found.best_miou) == (33.0, 66.0, 33.0)
+
+
 def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
     train_all(tmp_path, NAMES, [0], say=lambda text: None)
     other = Training.read(tmp_path / 'uafm_repvgg_a0_seed0.json')
