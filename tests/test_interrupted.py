@@ -174,6 +174,7 @@ def die_in_mmengines_put(cfg: Config) -> None:
     train_as_mmengine(cfg)
 
 
+@pytest.mark.slow
 def test_negative_control_mmengine_leaves_half_files(scenes, tmp_path):
     """Killed between opening and writing, mmengine's hook leaves an empty file, and no other."""
     assert processes.run(die_in_mmengines_put, config(scenes, tmp_path)) == -signal.SIGKILL

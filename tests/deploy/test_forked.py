@@ -15,7 +15,9 @@ IMAGE = np.zeros((49, 70, 3), np.uint8)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
-@pytest.mark.parametrize('runtime', list(RUNTIMES))
+@pytest.mark.parametrize(
+    'runtime', [pytest.param(n, marks=[pytest.mark.slow] * (n != 'onnxruntime')) for n in RUNTIMES]
+)
 def test_a_fork_is_told_to_load_the_model_itself(segmentor, runtime, tmp_path):
     pytest.importorskip(RUNTIMES[runtime].needs)
     cfg, _, checkpoint = segmentor

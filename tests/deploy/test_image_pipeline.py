@@ -183,11 +183,12 @@ def test_test_time_augmentation_is_left_out_and_said(segmentor, tmp_path):
     assert 'note: the test-time augmentation of the pipeline is left out' in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('crop', 'size'),
     [
         ((100, 100), (64, 100)),
-        pytest.param((48, 200), (48, 128), marks=pytest.mark.slow),
+        ((48, 200), (48, 128)),
     ],
 )
 def test_windows_shrink_to_the_test_images_as_mmsegs_do(segmentor, tmp_path, crop, size):

@@ -120,7 +120,8 @@ def test_torch_on_a_gpu_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'device', ['CPU', 'auto:cpu', pytest.param('hetero:cpu', marks=pytest.mark.slow)]
+    'device',
+    ['auto:cpu', *(pytest.param(d, marks=pytest.mark.slow) for d in ('CPU', 'hetero:cpu'))],
 )
 def test_openvinos_names_of_devices(segmentor, tmp_path, device):
     pytest.importorskip('openvino')
