@@ -63,6 +63,7 @@ def options(scenes):
     return ['--cfg-options', *roots, *SMALL]
 
 
+@pytest.mark.slow
 def test_train_resume_fuse_export_and_test_from_a_foreign_folder(
     scenes, tmp_path, monkeypatch, capfd
 ):

@@ -68,7 +68,7 @@ def test_a_wrong_network_is_seen(monkeypatch):
 
 def test_tables_2_and_3_are_read_off_the_models():
     lines = table_2_and_3().splitlines()
-    assert len(lines) == 2 + 14
+    assert len(lines) == 2 + 15  # 13 of the paper, D2se and L2pse
     assert lines[2] == '| RepVGG-A0 | 1, 2, 4, 14, 1 | 48, 48, 96, 192, 1280 | - | paper, Table 3 |'
     (b1g4,) = [line for line in lines if 'B1g4' in line]
     assert '| 1, 4, 6, 16, 1 | 64, 128, 256, 512, 2048 | 3, 5, ..., 27 |' in b1g4
