@@ -12,7 +12,12 @@ from tests.conftest import ISOLATED
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize('file', ISOLATED)
+SLOW = ('deploy/test_killed.py',)
+
+
+@pytest.mark.parametrize(
+    'file', [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in ISOLATED]
+)
 def test_in_a_process_of_its_own(file, request):
     marks = request.config.option.markexpr
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-m', marks, TESTS / file]

@@ -17,7 +17,7 @@ from tests.soak import SUFFIXES, export_tiny, in_a_process, make_images, soak
 @pytest.mark.parametrize(
     ('runtime', 'images', 'warmup'),
     [
-        ('onnxruntime', 100, 100),
+        pytest.param('onnxruntime', 100, 100, marks=pytest.mark.slow),
         *(pytest.param(r, 2000, 200, marks=pytest.mark.slow) for r in SUFFIXES),
     ],
 )

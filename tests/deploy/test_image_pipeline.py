@@ -118,7 +118,7 @@ WAYS = {
 }
 
 
-QUICK = ('Normalize', '16 bits', 'alpha')
+QUICK = ('Normalize', '16 bits')
 
 
 @pytest.mark.parametrize(
