@@ -50,7 +50,14 @@ class Leaking:
 
 
 @pytest.mark.parametrize(
-    'what', ['', 'memory grew', 'file handles are left open', 'label maps differ']
+    'what',
+    [
+        '',
+        # a worker with much freed memory takes what leaks from it: right in a fresh process
+        pytest.param('memory grew', marks=pytest.mark.slow),
+        'file handles are left open',
+        'label maps differ',
+    ],
 )
 def test_a_soak_notices_each_fault(tmp_path, what):
     segmenter = Segmenter(FakeNetwork(lambda x: brightest_channel(x), size=(65, 129)))
