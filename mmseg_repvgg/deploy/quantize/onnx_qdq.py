@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from mmseg_repvgg.deploy.export_graph import INPUT
-from mmseg_repvgg.deploy.quantize.options import Int8Options
+from mmseg_repvgg.deploy.quantize.options import Int8Options, check_found
 from mmseg_repvgg.deploy.quantize.pictures import Images
 from mmseg_repvgg.deploy.quantize.quality import progress
 
@@ -111,15 +111,19 @@ def _nodes_with(path: Path, weights: Iterable[np.ndarray]) -> list[str]:
     model = onnx.load(str(path))
     wanted = [np.ascontiguousarray(weight, np.float32).tobytes() for weight in weights]
     kept = {
-        tensor.name
+        tensor.name: content
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
-        and numpy_helper.to_array(tensor).tobytes() in wanted
+        and (content := numpy_helper.to_array(tensor).tobytes()) in wanted
     }
+    read = {name for n in model.graph.node if n.op_type in WEIGHTED for name in n.input}
+    check_found(wanted, [content for name, content in kept.items() if name in read])
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f'{node.op_type}_{number}'
     onnx.save(model, str(path))
-    return [n.name for n in model.graph.node if n.op_type in WEIGHTED and kept & set(n.input)]
+    return [
+        n.name for n in model.graph.node if n.op_type in WEIGHTED and kept.keys() & set(n.input)
+    ]
 
 
 class _Reader:

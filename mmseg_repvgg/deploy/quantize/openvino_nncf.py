@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmseg_repvgg.deploy.quantize.options import Int8Options
+from mmseg_repvgg.deploy.quantize.options import Int8Options, check_found
 from mmseg_repvgg.deploy.quantize.pictures import Images
 
 WEIGHTED = ('Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul')
@@ -118,12 +118,15 @@ def _names_of(model: Any, weights: Iterable[np.ndarray]) -> list[str]:
     wanted = {np.ascontiguousarray(weight, np.float32).tobytes() for weight in weights}
     if not wanted:
         return []
-    return [
-        operation.get_friendly_name()
-        for operation in model.get_ops()
-        if operation.get_type_name() in WEIGHTED
-        and any(data.tobytes() in wanted for data in _constants(operation))
-    ]
+    names, found = [], set()
+    for operation in model.get_ops():
+        if operation.get_type_name() in WEIGHTED:
+            held = wanted & {data.tobytes() for data in _constants(operation)}
+            if held:
+                names.append(operation.get_friendly_name())
+                found |= held
+    check_found(wanted, found)
+    return names
 
 
 def _constants(operation: Any) -> Iterator[np.ndarray]:

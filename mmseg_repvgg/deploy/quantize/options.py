@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -81,3 +82,21 @@ class Int8Options:
                 'symmetric activations are what TensorRT reads from .onnx files; leave the option '
                 f'out for {model_format}'
             )
+
+
+def check_found(wanted: Collection[bytes], found: Collection[bytes]) -> None:
+    """Check that the exported file holds every weight that stays in float.
+
+    A layer is known by its weight. One that an optimizer of graphs changed would be quantized in
+    silence.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    missing = len(set(wanted) - set(found))
+    if missing:
+        raise ValueError(
+            f'{missing} of {len(set(wanted))} layers that stay in float are not in the exported '
+            'file as they are in PyTorch, so that they would be quantized: leave --keep-float out, '
+            'or use --fp16'
+        )

@@ -135,6 +135,12 @@ def test_chosen_convs_stay_in_float(tmp_path):
     assert 'first_quantized' in values and 'second_quantized' not in values
 
 
+def test_a_conv_that_is_not_found_is_not_quantized_in_silence(tmp_path):
+    first, second = networks()
+    with pytest.raises(ValueError, match='1 of 2 layers that stay in float are not in the'):
+        quantized(tmp_path, first, second, images(), in_float=[first, 2 * second])
+
+
 def test_what_tensorrt_reads(tmp_path):
     first, second = networks()
     model, values = quantized(tmp_path, first, second, images(), symmetric=True)
