@@ -17,6 +17,7 @@ from torch import nn
 
 from mmseg_repvgg.analysis.time_in_turn import paired_ratio, time_in_turn
 from mmseg_repvgg.atomic_files import atomic_file
+from mmseg_repvgg.benchmark.record import describe_code, describe_machine
 from mmseg_repvgg.datasets.demo_scenes import DEMO_CLASSES
 from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.engine.launch import load_config
@@ -91,6 +92,8 @@ def _do_all(work_dir: Path, options: list[str]) -> dict[str, Any]:
         checkpoint=str(trained),
         fused_checkpoint=str(fused),
         strip=str(strip),
+        machine=describe_machine(),
+        **describe_code(),
     )
 
 

@@ -20,13 +20,11 @@ from mmseg_repvgg.analysis.time_in_turn import Ratio, paired_ratio
 from mmseg_repvgg.atomic_files import atomic_file
 from mmseg_repvgg.benchmark.candidate import Row
 from mmseg_repvgg.benchmark.protocol import Protocol
+from mmseg_repvgg.package_versions import installed
 from mmseg_repvgg.version import __version__
 
-PACKAGES = (
-    'torch', 'torchvision', 'numpy', 'mmsegmentation', 'mmengine', 'mmcv-lite', 'mmpretrain',
-    'timm', 'onnx', 'onnxruntime', 'openvino', 'MNN',
-)  # fmt: skip
-"""Packages whose versions are recorded, if installed."""
+PACKAGES = ('torch', 'torchvision', 'numpy', 'timm', 'onnx', 'onnxruntime', 'openvino', 'MNN')
+"""Packages whose versions are recorded, if installed, besides OpenMMLab's."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {name: v for one in installed().values() for name, v in one.items()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)

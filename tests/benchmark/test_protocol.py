@@ -78,7 +78,7 @@ def test_a_reference_that_was_not_measured_is_run_once():
     assert outcomes[1].row.agreement is None
 
 
-def test_a_record_survives_its_file(tmp_path):
+def test_a_record_survives_its_file(tmp_path, family):
     outcomes = measure(
         [Candidate('a', f'{FAKES}:sleeper', dict(seconds=0.01))], Protocol(rounds=1, warm_up=0)
     )
@@ -88,6 +88,9 @@ def test_a_record_survives_its_file(tmp_path):
     assert record.machine['cores'] >= 1
     assert record.machine['instructions'] == torch.backends.cpu.get_cpu_capability()
     assert record.versions['torch']
+    # the family that is imported, and not another one in the same environment
+    names = dict(openmmlab='mmsegmentation', onedl='onedl-mmsegmentation')
+    assert [f for f, name in names.items() if name in record.versions] == [family]
     assert len(record.commit or 'x' * 40) >= 40
     (tmp_path / 'other.json').write_text('{"rows": 3}')
     with pytest.raises(ValueError, match='is not a record of mmseg-repvgg benchmark'):
