@@ -35,7 +35,7 @@ head = dict(
     threshold=0.5 if sigmoid else None,
     ignore_index=ignore_index,
     align_corners=False,  # True fits sizes of 8 k + 1 only, which whole images rarely have
-    loss_decode=dict(use_sigmoid=sigmoid, avg_non_ignore=True),  # void does not count
+    loss_decode=dict(use_sigmoid=sigmoid),
 )
 data_preprocessor = dict(size=crop_size, seg_pad_val=ignore_index)
 # sliding windows of the training size, if images are more than twice as large

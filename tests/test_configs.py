@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner.checkpoint import get_external_models
+from torch.nn import functional
 
 from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
 
@@ -66,6 +68,23 @@ def test_the_recipe_is_that_of_section_4_3(path):
     # a ResNet has no branches; otherwise the defaults of the device
     rewrites = None if 'repvgg' in path.stem else ('batchnorm', 'dilation', 'pyramid', 'winograd')
     assert [h.get('rewrites') for h in cfg.custom_hooks] == [rewrites]
+
+
+@pytest.mark.parametrize('path', PAPER, ids=lambda p: p.stem)
+def test_void_does_not_count_in_the_loss(path):
+    """semseg: ``nn.CrossEntropyLoss(ignore_index=255)``, a mean over the labelled pixels."""
+    cfg = Config.fromfile(path)
+    init_default_scope('mmseg')
+    scores, labels = torch.randn(1, 19, 4, 6), torch.randint(19, (1, 4, 6))
+    labels[:, :3] = 255
+    expected = functional.cross_entropy(scores, labels, ignore_index=255).item()
+    mean_of_all = expected / 4  # negative control: mmseg's default
+    for head, weight in ((cfg.model.decode_head, 1), (cfg.model.auxiliary_head, 0.4)):
+        loss = MODELS.build(head.loss_decode)(scores, labels, ignore_index=255)
+        assert loss.item() == pytest.approx(weight * expected, rel=1e-5)
+        default = MODELS.build({**head.loss_decode, 'avg_non_ignore': False})
+        found = default(scores, labels, ignore_index=255)
+        assert found.item() == pytest.approx(weight * mean_of_all, rel=1e-5)
 
 
 def test_full_and_fast_dilate_the_layers_that_the_paper_names():

@@ -1,8 +1,9 @@
 """PSPNet with a RepVGG backbone, output stride 8 (paper, section 4.3).
 
 A leaf config gives the backbone's ``arch`` and ``dilations`` and both heads' ``in_channels``.
-``align_corners`` and the auxiliary weight 0.4 are those of semseg, the code base of PSPNet. The
-pyramid of mmseg's PSPHead has 512 channels; semseg's has a quarter of the backbone's.
+``align_corners``, the auxiliary weight 0.4 and the loss, a mean over the labelled pixels only, are
+those of semseg, the code base of PSPNet. The pyramid of mmseg's PSPHead has 512 channels; semseg's
+has a quarter of the backbone's.
 Training on one GPU needs at least 2 images: the pyramid's 1x1 pool feeds a BatchNorm.
 """
 
@@ -34,7 +35,9 @@ model = dict(
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=True,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(
+            type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0
+        ),
     ),
     auxiliary_head=dict(
         type='FCNHead',
@@ -46,7 +49,9 @@ model = dict(
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=True,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+        loss_decode=dict(
+            type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4
+        ),
     ),
     train_cfg=dict(),
     # semseg: windows of the training size, the stride two thirds of it
