@@ -32,6 +32,7 @@ from mmseg_repvgg.engine.resume import (
     make_resumable,
     seed_of_checkpoint,
 )
+from mmseg_repvgg.engine.short_runs import fit_short_run
 from mmseg_repvgg.engine.step_seed_hook import StepSeedHook
 from mmseg_repvgg.engine.summary_hook import SummaryHook
 from mmseg_repvgg.shipped_files import find_config
@@ -105,7 +106,7 @@ def train(
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     set_precision(cfg, amp)
     _set_resume(cfg, resume)
-    _fit_intervals(cfg)
+    fit_short_run(cfg)
     if tensorboard:
         _add_tensorboard(cfg)
     make_resumable(cfg)
@@ -265,17 +266,6 @@ def _add_tensorboard(cfg: Config) -> None:
     backends = visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
     if 'TensorboardVisBackend' not in map(type_name, backends):
         visualizer['vis_backends'] = [*backends, dict(type='TensorboardVisBackend')]
-
-
-def _fit_intervals(cfg: Config) -> None:
-    """Let a training that is shorter than the config's intervals log and save before its end."""
-    total = (cfg.get('train_cfg') or {}).get('max_iters')
-    hooks = cfg.get('default_hooks') or {}
-    logger, checkpoint = (hooks.get(name) or {} for name in ('logger', 'checkpoint'))
-    if total and logger.get('interval', 10) > total:
-        logger['interval'] = max(1, total // 20)
-    if total and not checkpoint.get('by_epoch', True) and checkpoint.get('interval', -1) > total:
-        checkpoint['interval'] = min(total, max(total // 10, 200))
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:

@@ -6,7 +6,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.engine.console import ShortFormatter, is_shown
@@ -80,17 +79,6 @@ def test_lines(text, expected):
     if expected is not None:
         assert ShortFormatter('%(message)s').format(record) == expected
     assert record.getMessage() == text
-
-
-@pytest.mark.parametrize(
-    ('max_iters', 'logger', 'checkpoint'), [(7440, 50, 930), (500, 50, 200), (45, 2, 45)]
-)
-def test_short_trainings_log_and_save_in_between(max_iters, logger, checkpoint):
-    hooks = dict(logger=dict(interval=50), checkpoint=dict(interval=930, by_epoch=False))
-    cfg = Config(dict(train_cfg=dict(max_iters=max_iters), default_hooks=hooks))
-    launch._fit_intervals(cfg)
-    hooks = cfg.default_hooks
-    assert (hooks.logger.interval, hooks.checkpoint.interval) == (logger, checkpoint)
 
 
 def test_tensorboard_is_added_once_and_needs_its_package(scenes, tmp_path, monkeypatch):
