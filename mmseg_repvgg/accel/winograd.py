@@ -214,6 +214,11 @@ class WinogradSubMapConv2d(SubMapConv2d, WinogradConv2d):
         """As :meth:`SubMapConv2d.convolve`."""
         return WinogradConv2d.forward(self, x)
 
+    def convolve_dilated(self, x: Tensor) -> Tensor:
+        """As :meth:`SubMapConv2d.convolve_dilated`."""
+        out = super().convolve_dilated(x)
+        return out.relu() if self.relu else out
+
 
 def use_winograd(model: nn.Module) -> int:
     """Compute every stride-1 3x3 conv of ``model`` by Winograd where possible; in place.

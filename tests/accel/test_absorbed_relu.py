@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 from mmseg_repvgg.models import DilatedRepVGG
 from mmseg_repvgg.reparam import deployed_copy
@@ -44,6 +45,21 @@ def test_hooks_see_what_they_saw(where):
     assert len(seen) == 4
     assert gap(seen[2], seen[0]) < ROUNDING and gap(seen[3], seen[1]) < ROUNDING
     assert (where == 'act') == (seen[2].min() >= 0)
+
+
+def test_a_graph_for_all_sizes_has_it():
+    torch.manual_seed(0)
+    model = randomise_batchnorms(DilatedRepVGG(TINY, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)))
+    fused, _ = deployed_copy(model, ['branches', 'dilation'])
+    fast = use(copy.deepcopy(fused))
+    dilated = fast.stage_4[-1].branch_reparam
+    assert dilated.sub_map_step == 4 and dilated.relu
+    sides = ({2: Dim('height', min=16), 3: Dim('width', min=16)},)
+    x = torch.randn(1, 3, 40, 56)
+    program = torch.export.export(fast, (x,), dynamic_shapes=sides, strict=False).module()
+    x = torch.randn(1, 3, 130, 70)
+    with torch.no_grad():
+        assert gap(program(x)[-1], fused(x)[-1]) < ROUNDING
 
 
 @pytest.mark.parametrize('act', [nn.LeakyReLU(), nn.ReLU6(), nn.Identity()])

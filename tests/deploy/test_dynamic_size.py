@@ -154,7 +154,7 @@ def test_windows_shrink_to_the_image():
 def test_a_fused_checkpoint_gives_the_same(segmentor, tmp_path):
     """Its dilated convs on sub-maps become dilated convs again."""
     cfg, model, checkpoint = segmentor
-    rewrites = ('branches', 'batchnorm', 'dilation', 'pyramid')
+    rewrites = ('branches', 'batchnorm', 'dilation', 'pyramid', 'winograd')
     fused = fuse_checkpoint(cfg, checkpoint, tmp_path / 'fused.pth', rewrites, num_images=0)
     out = tmp_path / 'm.pt2'
     report = export(Config.fromfile(fused.config), fused.checkpoint, out, options=DYNAMIC)
