@@ -22,6 +22,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
@@ -89,7 +90,11 @@ def _cropped(cfg: Config) -> tuple[int, int] | None:
 
 
 class AllChosen(FakeTensorMode):
-    """Fake tensors on which losses that choose pixels by their values (OHEM) choose all."""
+    """Fake tensors on which losses that choose pixels by their values (OHEM) choose all.
+
+    Counts of pixels (of void, for the mean over the others) stay unknown: PyTorch's symbols, which
+    can be divided by, and raise an error where the memory would depend on them.
+    """
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer what depends on values: every element is nonzero, every bool True."""
@@ -117,7 +122,7 @@ def estimate(cfg: Config, batch: int, size: tuple[int, int]) -> Memory:
     """
     check_integer('batch', batch, 1)
     check_size('size', size)
-    with AllChosen():
+    with AllChosen(shape_env=ShapeEnv()):
         model, optimizer = _build(cfg)
         held = [*model.parameters(), *model.buffers()]
         try:

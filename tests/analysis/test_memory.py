@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmseg_repvgg.analysis.memory import _saved_bytes, estimate, measure, training_input
@@ -71,6 +72,32 @@ def test_pixels_that_a_loss_chooses_by_value_are_all_chosen(thresh):
     found = estimate(cfg, 2, (128, 128))
     assert found.peak >= plain.peak
     assert found.peak == pytest.approx(measure(cfg, 2, (128, 128)), rel=0.05)
+
+
+def test_the_mean_over_the_labelled_pixels():
+    """mmseg counts void in Python; the count changes no memory."""
+    mean = dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)
+    plain, found = (
+        estimate(config(**{'decode_head.loss_decode': loss}), 2, (64, 64))
+        for loss in (dict(mean, avg_non_ignore=False), mean)
+    )
+    assert found.peak == pytest.approx(plain.peak, rel=0.01)
+    assert found.saved == pytest.approx(plain.saved, rel=0.01)
+
+
+class LossOfCounted(nn.Module):
+    """Of as many pixels as there are of class 0."""
+
+    loss_name = 'loss_counted'
+
+    def forward(self, scores, labels, **_options):
+        return scores.flatten()[: int((labels == 0).sum())].square().mean()
+
+
+def test_losses_of_a_counted_number_of_pixels_are_refused():
+    MODELS.register_module(module=LossOfCounted, force=True)
+    with pytest.raises(ValueError, match='does not run without values'):
+        estimate(config(**{'decode_head.loss_decode': dict(type='LossOfCounted')}), 2, (64, 64))
 
 
 def test_losses_that_loop_over_the_classes_in_the_labels_are_refused():
