@@ -140,7 +140,7 @@ def _export(network: nn.Module, images: Tensor, folder: Path, model_format: str)
     """Write a network that maps ``images`` to logits in one of :data:`FORMATS`."""
     path = folder / f'network{FORMATS[model_format]}'
     with torch.no_grad():
-        network(images)  # builds constants for this size outside the graph
+        logits = network(images)  # builds constants for this size outside the graph
         program = torch.export.export(network, (images,))
     WRITERS[model_format](program, path, 'logits')
     ModelDescription(
@@ -152,7 +152,7 @@ def _export(network: nn.Module, images: Tensor, folder: Path, model_format: str)
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         to_rgb=True,
-        classes=(),
+        classes=tuple(map(str, range(logits.shape[1]))),
         palette=(),
         stride=None,
         rewrites=(),

@@ -36,6 +36,19 @@ def test_pytorch_runs_as_the_name_says(name):
     assert np.mean(built.output() == expected.numpy()) > 0.98
 
 
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino', 'mnn'])
+@pytest.mark.parametrize('is_classifier', [False, True])
+def test_runtimes_run_the_exported_network(name, is_classifier):
+    torch.manual_seed(0)
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if is_classifier else []
+    network, images = nn.Sequential(nn.Conv2d(3, 5, 3), *pool), torch.randn(1, 3, 9, 8)
+    expected = network(images).argmax(1).detach()
+    built = forward_pass(network, images, name)
+    built.call()
+    assert np.array_equal(built.output(), expected.numpy())
+    assert built.info['file_bytes'] > 4 * built.info['parameters']
+
+
 def test_a_gpu_adds_its_ways(monkeypatch):
     if not torch.cuda.is_available():
         assert not {*ON_A_GPU} & {*_select_runtimes(None)}
