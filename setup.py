@@ -103,7 +103,7 @@ setup(
     },
     python_requires='>=3.10',
     packages=find_packages(include=['mmseg_repvgg*']),
-    package_data={'mmseg_repvgg': ['py.typed']},
+    package_data={'mmseg_repvgg': ['py.typed', 'deploy/web_page/*']},
     cmdclass={'build_py': BuildWithShippedFiles},
     entry_points={'console_scripts': ['mmseg-repvgg = mmseg_repvgg.cli:main']},
     zip_safe=False,

@@ -20,7 +20,15 @@ from mmseg_repvgg.version import __version__
 PROGRAM = 'mmseg-repvgg'
 GROUPS = {
     'train and evaluate': ('train', 'test', 'plot', 'swap-backbone', 'convert-weights'),
-    'deploy': ('fuse', 'export', 'predict', 'serve', 'compare-exported', 'bench-model'),
+    'deploy': (
+        'fuse',
+        'export',
+        'predict',
+        'serve',
+        'serve-web',
+        'compare-exported',
+        'bench-model',
+    ),
     'data': (
         'check-data',
         'convert-masks',

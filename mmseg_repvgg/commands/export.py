@@ -9,6 +9,7 @@ PyTorch; otherwise nothing is written.
 """
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmseg_repvgg.deploy.export import EXPORTED, Options, export
 from mmseg_repvgg.deploy.model_description import FORMATS
 from mmseg_repvgg.deploy.quantize.options import CALIBRATORS, Int8Options
 from mmseg_repvgg.deploy.triton import check_repository, write_repository
+from mmseg_repvgg.deploy.web import check_description, check_page, needs_runtime, write_page
+from mmseg_repvgg.deploy.web_runtime import web_runtime
 from mmseg_repvgg.engine import launch
 
 
@@ -63,6 +66,14 @@ def main() -> None:
     parser.add_argument(
         '--triton', metavar='DIR', help='also copy it into a model repository of Triton'
     )
+    parser.add_argument(
+        '--web', metavar='DIR', help='also copy it into a page that runs it in the browser'
+    )
+    parser.add_argument(
+        '--web-runtime',
+        metavar='PATH',
+        help='tarball or folder of the npm package onnxruntime-web; default: npm downloads it',
+    )
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
     parser.add_argument('--fp16', action='store_true', help='float16 weights (.onnx, .xml, .mnn)')
@@ -81,14 +92,24 @@ def main() -> None:
         agreement=args.agreement,
         fp16=args.fp16,
     )
-    with user_errors('export'):
+    if args.web_runtime and not args.web:
+        parser.error('--web-runtime has no effect without --web')
+    with user_errors('export'), ExitStack() as stack:
         options = replace(options, int8=_int8_options(parser, args))
         cfg = launch.load_config(args.config, args.cfg_options)
         if args.triton:
             check_repository(args.out, args.triton)
-        print(export(cfg, args.checkpoint, args.out, args.model_format, options))
+        runtime, check = None, None
+        if args.web:
+            check_page(args.out, args.web)
+            check = check_description
+            if needs_runtime(args.web):
+                runtime = stack.enter_context(web_runtime(args.web_runtime))
+        print(export(cfg, args.checkpoint, args.out, args.model_format, options, check))
         if args.triton:
             print(f'wrote {write_repository(args.out, args.triton)}')
+        if args.web:
+            print(f'wrote {write_page(args.out, args.web, runtime)}')
 
 
 def _add_int8(parser: argparse.ArgumentParser) -> None:

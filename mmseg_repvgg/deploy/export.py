@@ -102,6 +102,7 @@ def export(
     out: str | Path,
     model_format: str | None = None,
     options: Options | None = None,
+    check_description: Callable[[ModelDescription], None] | None = None,
 ) -> ExportReport:
     """Export a training or fused checkpoint, and check that the file is equal to PyTorch.
 
@@ -116,6 +117,7 @@ def export(
         out: The file to write; its description is written next to it, as ``OUT.json``.
         model_format: One of :data:`FORMATS`; by default it follows from the suffix of ``out``.
         options: See :class:`Options`.
+        check_description: Called with the description, before anything is written; may raise.
 
     Raises:
         CheckpointError: If the checkpoint does not fit the config.
@@ -149,6 +151,8 @@ def export(
         argmax_inside=options.argmax,
         rewrites=rewrites,
     )
+    if check_description is not None:
+        check_description(info)
     check = partial(
         verify,
         reference=reference,
