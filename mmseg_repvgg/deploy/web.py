@@ -12,11 +12,7 @@ import tempfile
 from pathlib import Path
 
 from mmseg_repvgg.atomic_files import atomic_file, sweep, temporary_folder, writable_folder
-from mmseg_repvgg.deploy.model_description import (
-    ModelDescription,
-    description_path,
-    weight_files,
-)
+from mmseg_repvgg.deploy.model_description import ModelDescription, weight_files
 from mmseg_repvgg.deploy.web_runtime import copy_runtime, has_runtime
 
 PAGE = Path(__file__).with_name('web_page')
@@ -38,7 +34,7 @@ def check_page(model: str | Path, folder: str | Path) -> None:
         folder: That of the page: a new or empty one, or one with a page.
 
     Raises:
-        ValueError: If the model is not ONNX, or the folder has one of this name or other files.
+        ValueError: If the model is not ONNX, or the folder has other files.
     """
     path, root = Path(model), Path(folder)
     if path.suffix != '.onnx':
@@ -47,13 +43,8 @@ def check_page(model: str | Path, folder: str | Path) -> None:
         )
     if root.is_file():
         raise ValueError(f'{root} is a file; give a folder for the page')
-    names = read_names(root)
-    if names is None and root.is_dir() and any(root.iterdir()):
+    if read_names(root) is None and root.is_dir() and any(root.iterdir()):
         raise ValueError(f'{root} has other files and no page in it: give a new folder')
-    if path.name in (names or ()):
-        raise ValueError(
-            f'{root / "models" / path.name} exists: give another name of OUT, or a new folder'
-        )
 
 
 def check_description(info: ModelDescription) -> None:
@@ -89,8 +80,8 @@ def read_names(folder: str | Path) -> list[str] | None:
 def write_page(model: str | Path, folder: str | Path, runtime: Path | None = None) -> Path:
     """Put an exported model into the page of a folder, and write the page if there is none.
 
-    A new page appears whole or not at all. In a page that exists, the model is added to the others,
-    and the files of the page become those of this version.
+    A new page appears whole or not at all. In a page that exists, the model is added to the others
+    or replaces one of its name, and the files of the page become those of this version.
 
     Args:
         model: The exported .onnx, with its .json next to it.
@@ -115,34 +106,42 @@ def write_page(model: str | Path, folder: str | Path, runtime: Path | None = Non
         raise ValueError(f'{path} has its weights in another file, which browsers cannot load')
     names = read_names(root)
     if names is not None:
-        _check_classes(info, root, names)
-        _write_files(path, root, names, runtime)
+        _check_classes(info, root, [name for name in names if name != path.name])
+        _write_files(path, info, root, names, runtime)
         return root
     parent = writable_folder(root.parent)
     sweep(parent)
     with tempfile.TemporaryDirectory(prefix=temporary_folder(parent)) as temporary:
         written = Path(temporary) / 'page'
-        _write_files(path, written, [], runtime)
+        _write_files(path, info, written, [], runtime)
         if root.is_dir():
             root.rmdir()  # it is empty; Windows does not replace it
         os.rename(written, root)
     return root
 
 
-def _write_files(model: Path, root: Path, names: list[str], runtime: Path | None) -> None:
-    """Write the runtime, the page, the model and last the list of models."""
+def _write_files(
+    model: Path, info: ModelDescription, root: Path, names: list[str], runtime: Path | None
+) -> None:
+    """Write the runtime, the page and the model; it is listed only while it is complete."""
     if needs_runtime(root):
         assert runtime is not None
         copy_runtime(runtime, root / 'runtime')
     models = writable_folder(root / 'models')
+    _write_names(root, [name for name in names if name != model.name])
     copied = [(file, root / file.name) for file in PAGE.iterdir() if file.is_file()]
-    copied += [(file, models / file.name) for file in (description_path(model), model)]
-    for source, target in copied:
+    for source, target in (*copied, (model, models / model.name)):
         with atomic_file(target) as temporary:
             shutil.copyfile(source, temporary)
+    with atomic_file(models / f'{model.name}.json') as temporary:
+        # with every field, also those that older files lack
+        temporary.write_text(info.to_json(), encoding='utf-8')
+    _write_names(root, names if model.name in names else [*names, model.name])
+
+
+def _write_names(root: Path, names: list[str]) -> None:
     with atomic_file(root / MODELS) as temporary:
-        text = json.dumps(dict(models=[*names, model.name]), indent=1) + '\n'
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_text(json.dumps(dict(models=names), indent=1) + '\n', encoding='utf-8')
 
 
 def _check_classes(info: ModelDescription, root: Path, names: list[str]) -> None:

@@ -18,7 +18,7 @@ HEADERS = {
     'Cross-Origin-Embedder-Policy': 'require-corp',
     # workers do not take over that of index.html
     'Content-Security-Policy': (
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
         "connect-src 'self'; img-src 'self' data:; style-src 'self'; "
         "base-uri 'none'; form-action 'none'"
     ),

@@ -78,10 +78,34 @@ def test_a_page_and_its_second_model(tmp_path, package):
     assert json.loads((site / 'models/a0_int8.onnx.json').read_text())['precision'] == 'int8'
     assert len(found(site)) == len(own) + len(runtime) + 5
 
-    with pytest.raises(ValueError, match=r'site/models/a0\.onnx exists: give another name'):
-        check_page('elsewhere/a0.onnx', site)
     with pytest.raises(ValueError, match=r'x, y, are not those of a0\.onnx in .*site: give a new'):
         write_page(made(tmp_path, 'b.onnx', classes=('x', 'y'), palette=()), site)
+
+
+def test_a_model_of_the_same_name_is_replaced(tmp_path, package):
+    site = write_page(made(tmp_path), tmp_path / 'site', package)
+    write_page(made(tmp_path, 'b.onnx'), site)
+    (tmp_path / 'new').mkdir()
+    path = made(tmp_path / 'new', precision='fp16')
+    description = Path(f'{path}.json')
+    old = {k: v for k, v in json.loads(description.read_text()).items() if k != 'dynamic_size'}
+    description.write_text(json.dumps(old))  # of an older version
+    write_page(path, site)
+    assert json.loads((site / 'models.json').read_text())['models'] == ['a0.onnx', 'b.onnx']
+    written = json.loads((site / 'models' / 'a0.onnx.json').read_text())
+    assert (written['precision'], written['dynamic_size']) == ('fp16', False)
+
+
+def test_a_model_whose_copy_fails_is_not_listed(tmp_path, package, monkeypatch):
+    site = write_page(made(tmp_path), tmp_path / 'site', package)
+
+    def full(source, target):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(web.shutil, 'copyfile', full)
+    with pytest.raises(OSError, match='No space left'):
+        write_page(tmp_path / 'a0.onnx', site)
+    assert json.loads((site / 'models.json').read_text()) == dict(models=[])
 
 
 def test_a_runtime_of_another_version_is_replaced(tmp_path, package):
@@ -145,6 +169,38 @@ def test_the_page_names_files_that_are_there():
     used = set(re.findall(r"""['"/]([\w.-]+\.(?:mjs|css|wasm))['"`]""", text))
     assert {'page.mjs', 'worker.mjs', 'ort.wasm.min.mjs', 'ort.webgpu.min.mjs'} <= used <= names
     assert '://' not in text
+
+
+def test_export_asks_before_it_works_and_writes_the_page_after(
+    tmp_path, package, monkeypatch, capsys
+):
+    command = pytest.importorskip('mmseg_repvgg.commands.export')
+    calls, site = [], tmp_path / 'site'
+
+    def export(cfg, checkpoint, out, model_format, options, check):
+        calls.append(check)
+        assert not site.exists()
+        made(tmp_path)
+        return 'exported'
+
+    def run(*options):
+        config = str(PROJECT / 'configs' / 'demo_pspnet_repvgg_a0.py')
+        arguments = [config, 'a0.pth', str(tmp_path / 'a0.onnx'), *map(str, options)]
+        monkeypatch.setattr('sys.argv', ['export', *arguments])
+        command.main()
+
+    monkeypatch.setattr(command, 'export', export)
+    run('--web', site, '--web-runtime', package)
+    assert calls == [check_description]
+    assert capsys.readouterr().out.splitlines() == ['exported', f'wrote {site}']
+    with pytest.raises(SystemExit, match='not found: --web-runtime takes the file'):
+        run('--web', tmp_path / 'b', '--web-runtime', tmp_path / 'x.tgz')
+    with pytest.raises(SystemExit, match='has other files and no page in it'):
+        run('--web', tmp_path)
+    with pytest.raises(SystemExit):
+        run('--web-runtime', package)
+    assert '--web-runtime has no effect without --web' in capsys.readouterr().err
+    assert len(calls) == 1
 
 
 # The runtime.

@@ -68,10 +68,11 @@ def images(scenes, tmp_path_factory):
     paths = [*sorted((scenes / 'leftImg8bit' / 'val').glob('*/*.png'))[:2]]
     scene = cv2.imread(str(paths[1]))
     paths[1] = folder / 'scene.jpg'
-    cv2.imwrite(str(paths[1]), cv2.resize(scene, (205, 111)), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    cv2.imwrite(str(paths[1]), cv2.resize(scene, (256, 192)), [cv2.IMWRITE_JPEG_QUALITY, 95])
     camvid = sorted((PROJECT / 'data' / 'camvid' / 'val' / 'images').glob('*.png'))
     other = cv2.imread(str(camvid[0])) if camvid else cv2.resize(scene, (480, 360))
-    cv2.imwrite(str(folder / 'street.png'), other)
+    # of 384 x 320, odd multiples of 128 x 64: no pixel lies half-way between two labels
+    cv2.imwrite(str(folder / 'street.png'), other[:320, :384])
     return [*paths, folder / 'street.png']
 
 

@@ -2,7 +2,8 @@
 
 // Okabe and Ito (2008): told apart with every kind of colour vision
 const SAFE = ['#0072b2', '#e69f00', '#009e73', '#d55e00', '#56b4e9', '#cc79a7', '#f0e442', '#000000'];
-const DIFFERENT = [255, 0, 220];
+const DIFFERENT = [255, 0, 220, 255];
+const VEIL = [20, 20, 20, 200];
 
 /** The colour of each class: the model's own, or some if it has none. */
 export function coloursOf(info) {
@@ -16,21 +17,23 @@ export function coloursOf(info) {
 
 /** Paint labels; with a chosen class the others are dark. */
 export function paintLabels(canvas, labels, colours, chosen) {
-  const veil = [20, 20, 20, 200];
-  const paints = colours.map(([r, g, b], index) =>
-    chosen === null || chosen === index ? [r, g, b, 255] : veil,
+  const paints = colours.map((colour, index) =>
+    chosen === null || chosen === index ? [...colour, 255] : VEIL,
   );
-  paint(canvas, labels, (label) => paints[label]);
+  const words = new Uint32Array(Uint8ClampedArray.from(paints.flat()).buffer);
+  paint(canvas, (image) => labels.forEach((label, i) => (image[i] = words[label])));
 }
 
 /** Paint the pixels where two label maps differ. */
 export function paintDifferences(canvas, labels, others) {
-  paint(canvas, labels, (label, i) => (label === others[i] ? [0, 0, 0, 0] : [...DIFFERENT, 255]));
+  const [word] = new Uint32Array(Uint8ClampedArray.from(DIFFERENT).buffer);
+  paint(canvas, (image) => labels.forEach((label, i) => (image[i] = label === others[i] ? 0 : word)));
 }
 
-function paint(canvas, labels, colourOf) {
+/** Fill a canvas; the function gets its pixels as words of RGBA, transparent at first. */
+function paint(canvas, fill) {
   const image = new ImageData(canvas.width, canvas.height);
-  for (let i = 0; i < labels.length; i++) image.data.set(colourOf(labels[i], i), 4 * i);
+  fill(new Uint32Array(image.data.buffer));
   canvas.getContext('2d').putImageData(image, 0, 0);
 }
 

@@ -47,12 +47,23 @@ function say(text) {
   element('status').textContent = text;
 }
 
-function note(text) {
-  if (!text) return;
-  const item = document.createElement('li');
-  item.textContent = text;
-  element('notes').append(item);
-  element('notes').hidden = false;
+/** Show what the visitor should know, in place of earlier notes. */
+function showNotes(notes) {
+  const items = notes.filter(Boolean).map((text) => {
+    const item = document.createElement('li');
+    item.textContent = text;
+    return item;
+  });
+  element('notes').replaceChildren(...items);
+  element('notes').hidden = !items.length;
+}
+
+function noteOnThreads() {
+  if (!globalThis.isSecureContext) {
+    return 'One thread and no camera: browsers allow both only over https, or on localhost.';
+  }
+  if (globalThis.crossOriginIsolated) return '';
+  return 'One thread: the server does not send the headers for more (COOP and COEP; see docs/web.md).';
 }
 
 function fillSelect(select, options, value) {
@@ -68,16 +79,11 @@ async function start() {
   fillSelect(settings.other, [['', 'nothing'], ...named], models.length > 1 ? '1' : '');
   for (const part of document.querySelectorAll('.several')) part.hidden = models.length < 2;
   const gpu = Boolean(await navigator.gpu?.requestAdapter());
-  const devices = [['wasm', 'CPU (WebAssembly)'], ...(gpu ? [['webgpu', 'GPU (WebGPU)']] : [])];
+  const devices = [['wasm', 'CPU'], ...(gpu ? [['webgpu', 'GPU']] : [])];
   fillSelect(settings.device, devices, gpu ? 'webgpu' : 'wasm');
   const most = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
   const counts = Array.from({ length: most }, (_, i) => [String(i + 1), String(i + 1)]);
   fillSelect(settings.threads, counts, String(Math.min(most, MOST_THREADS)));
-  if (!globalThis.isSecureContext) {
-    note('One thread and no camera: browsers allow both only over https, or on localhost.');
-  } else if (!globalThis.crossOriginIsolated) {
-    note('One thread: the server does not send the headers for more (COOP and COEP; see docs/web.md).');
-  }
   await loadModels();
 }
 
@@ -90,8 +96,10 @@ async function loadModels() {
   for (const part of document.querySelectorAll('.both')) part.hidden = wanted.length < 2;
   if (wanted.length < 2) settings.show.value = 'classes';
   say('Loading the model ...');
+  const notes = [noteOnThreads()];
   for (const model of wanted) {
-    note(await model.load(settings.device.value, Number(settings.threads.value)));
+    notes.push(await model.load(settings.device.value, Number(settings.threads.value)));
+    showNotes(notes);
   }
   views = wanted.map(makeView);
   element('views').replaceChildren(...views.map((view) => view.figure));
