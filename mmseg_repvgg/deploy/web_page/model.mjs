@@ -19,6 +19,8 @@ export class Model {
     this.name = `${file.replace(/\.onnx$/, '')} (${info.precision})`;
     this.worker = null;
     this.device = null;
+    this.interrupted = false;
+    this.reject = null; // of what is asked of the worker
   }
 
   /** Load the model in a worker, on the GPU if it is wanted and works. Returns a note or ''. */
@@ -32,7 +34,7 @@ export class Model {
       if (wanted === 'webgpu') await this.segment(new ImageData(width, height));
       return '';
     } catch (error) {
-      if (wanted === 'wasm') throw error;
+      if (wanted === 'wasm' || this.interrupted) throw error;
       await this.#start('wasm', threads);
       return `WebGPU cannot run ${this.name}, so the CPU does: ${error.message}`;
     }
@@ -40,6 +42,7 @@ export class Model {
 
   async #start(device, threads) {
     this.stop();
+    this.interrupted = false;
     this.worker = new Worker('worker.mjs', { type: 'module' });
     this.device = device;
     const model = new URL(`models/${this.file}`, document.baseURI).href;
@@ -53,14 +56,18 @@ export class Model {
     return this.#ask({ image: { pixels, height, width } }, [pixels.buffer]);
   }
 
+  /** End the worker, whatever it does; what was asked of it fails. */
   stop() {
+    this.interrupted = true;
     this.worker?.terminate();
     this.worker = null;
+    this.reject?.(new Error(`${this.name} was stopped`));
   }
 
   #ask(message, transfer = []) {
     const { worker } = this;
     return new Promise((resolve, reject) => {
+      this.reject = reject;
       worker.onmessage = ({ data }) =>
         'error' in data ? reject(new Error(data.error)) : resolve(data.answer);
       worker.onerror = (event) => reject(new Error(event.message || 'the worker could not start'));

@@ -80,7 +80,7 @@ async function start() {
   for (const part of document.querySelectorAll('.several')) part.hidden = models.length < 2;
   const gpu = Boolean(await navigator.gpu?.requestAdapter());
   const devices = [['wasm', 'CPU'], ...(gpu ? [['webgpu', 'GPU']] : [])];
-  fillSelect(settings.device, devices, gpu ? 'webgpu' : 'wasm');
+  fillSelect(settings.device, devices, 'wasm');
   const most = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
   const counts = Array.from({ length: most }, (_, i) => [String(i + 1), String(i + 1)]);
   fillSelect(settings.threads, counts, String(Math.min(most, MOST_THREADS)));
@@ -260,11 +260,14 @@ function stopCamera() {
 }
 
 function listen() {
-  const reload = () =>
+  const reload = () => {
+    for (const model of models) model.stop(); // whatever it does, perhaps for ever
     queue(async () => {
+      element('error').hidden = true;
       await loadModels();
       await segmentFrame();
     });
+  };
   for (const id of ['model', 'other', 'device', 'threads']) settings[id].addEventListener('change', reload);
   for (const id of ['show', 'opacity']) settings[id].addEventListener('input', draw);
   const open = (file) => file && queue(() => openFile(file));
