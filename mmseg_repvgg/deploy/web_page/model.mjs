@@ -19,7 +19,6 @@ export class Model {
     this.name = `${file.replace(/\.onnx$/, '')} (${info.precision})`;
     this.worker = null;
     this.device = null;
-    this.interrupted = false;
     this.reject = null; // of what is asked of the worker
   }
 
@@ -34,7 +33,7 @@ export class Model {
       if (wanted === 'webgpu') await this.segment(new ImageData(width, height));
       return '';
     } catch (error) {
-      if (wanted === 'wasm' || this.interrupted) throw error;
+      if (wanted === 'wasm' || error.interrupted) throw error;
       await this.#start('wasm', threads);
       return `WebGPU cannot run ${this.name}, so the CPU does: ${error.message}`;
     }
@@ -42,7 +41,6 @@ export class Model {
 
   async #start(device, threads) {
     this.stop();
-    this.interrupted = false;
     this.worker = new Worker('worker.mjs', { type: 'module' });
     this.device = device;
     const model = new URL(`models/${this.file}`, document.baseURI).href;
@@ -58,10 +56,9 @@ export class Model {
 
   /** End the worker, whatever it does; what was asked of it fails. */
   stop() {
-    this.interrupted = true;
     this.worker?.terminate();
     this.worker = null;
-    this.reject?.(new Error(`${this.name} was stopped`));
+    this.reject?.(Object.assign(new Error(`${this.name} was stopped`), { interrupted: true }));
   }
 
   #ask(message, transfer = []) {

@@ -33,6 +33,7 @@ function queue(task) {
   job = job.then(task).then(
     () => true,
     (error) => {
+      if (error.interrupted) return true; // by a choice, which is done next
       console.error(error);
       say('');
       element('error').textContent = error.message;
