@@ -141,6 +141,7 @@ setup(
         # A service: one runtime, OpenCV without a window, and Pillow, which writes label maps.
         **{n: ['opencv-python-headless', 'pillow', package] for n, package in RUNTIMES.items()},
         'serve': SERVE,  # the HTTP service, next to one of these runtimes
+        'ray': ['ray[data]', 'pyarrow'],  # predict --engine ray, next to one of these or to deploy
         'dev': [
             *SERVE,
             'pytest>=8',

@@ -49,13 +49,16 @@ class Report:
 
     def __str__(self) -> str:
         failed = [f'failed: {failure}' for failure in self.failures]
-        total, width = self.pixels.total(), max(map(len, ['class', *self.pixels]))
-        table = [f'{n:{width}} {100 * c / total:6.2f} %' for n, c in self.pixels.most_common() if c]
-        if table:
-            table.insert(0, f'{"class":{width}}   pixels')
         skipped = f', {self.skipped} skipped (done earlier)' if self.skipped else ''
         done = f'{len(self.written)} done, {len(self.failures)} failed{skipped}{self.note}'
-        return '\n'.join([*failed, *table, done, f'results: {self.out}'])
+        return '\n'.join([*failed, *share_lines(self.pixels), done, f'results: {self.out}'])
+
+
+def share_lines(pixels: Counter[str]) -> list[str]:
+    """The share of each class in the pixels as a table, the largest first; empty without pixels."""
+    total, width = pixels.total(), max(map(len, ['class', *pixels]))
+    table = [f'{n:{width}} {100 * c / total:6.2f} %' for n, c in pixels.most_common() if c]
+    return [f'{"class":{width}}   pixels', *table] if table else []
 
 
 def predict(
@@ -165,7 +168,7 @@ class _Job:
     def segment_images(self, files: Sequence[Path], folder: Path) -> None:
         writable_folder(self.report.out)  # or every image would fail
         self.sources = {path.resolve() for path in files}
-        for path, target in _progress(_targets(files, folder, self.report.out), unit='image'):
+        for path, target in progress(_targets(files, folder, self.report.out), unit='image'):
             try:
                 self._segment_image(path, target)
             except (ValueError, OSError, RuntimeError, MemoryError, cv2.error) as error:
@@ -231,7 +234,7 @@ class _Job:
         with video.read_video(source) as opened:
 
             def overlays() -> Iterator[np.ndarray]:
-                for frame in _progress(opened.frames, total=opened.count, unit='frame'):
+                for frame in progress(opened.frames, total=opened.count, unit='frame'):
                     labels = self.segmenter(frame)
                     counts = self._count(labels)
                     self._add(counts)
@@ -262,7 +265,7 @@ class _Job:
         self.report.pixels.update(dict(zip(self.segmenter.info.classes, counts, strict=True)))
 
 
-def _progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
+def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
     """Show progress if the standard error output is a terminal; services may have closed it."""
     return tqdm(items, disable=True if sys.stderr is None else None, **options)
 

@@ -62,20 +62,26 @@ def label_image(labels: np.ndarray, label_format: str, info: ModelDescription) -
     return image
 
 
+def encode_image(image: Image.Image, suffix: str, mark: str) -> bytes:
+    """The content of an image file, PNG or by another suffix JPEG, with ``mark`` as its comment."""
+    content, comment = io.BytesIO(), PngInfo()
+    if suffix == '.png':
+        comment.add_text('Comment', mark)
+        image.save(content, 'PNG', pnginfo=comment)
+    else:
+        image.save(content, 'JPEG', quality=95, comment=mark)
+    return content.getvalue()
+
+
 def write_result(path: Path, image: Image.Image, mark: str) -> None:
     """Write an image file, JPEG or PNG by its suffix, with ``mark`` as its comment.
 
     Raises:
         OSError: If it cannot be written.
     """
-    content, comment = io.BytesIO(), PngInfo()
-    if path.suffix == '.png':
-        comment.add_text('Comment', mark)
-        image.save(content, 'PNG', pnginfo=comment)
-    else:
-        image.save(content, 'JPEG', quality=95, comment=mark)
+    content = encode_image(image, path.suffix, mark)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+        temporary.write_bytes(content)
 
 
 def has_mark(path: Path, mark: str = MARK) -> bool:

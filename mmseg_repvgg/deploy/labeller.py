@@ -1,0 +1,73 @@
+"""What a process of :mod:`.predict_ray` does: images in, label maps and numbers of pixels out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from mmseg_repvgg.deploy.images import decode_image
+from mmseg_repvgg.deploy.predict import NO_SPACE
+from mmseg_repvgg.deploy.result_files import MARK, encode_image, label_image
+from mmseg_repvgg.deploy.segmenter import Segmenter
+from mmseg_repvgg.deploy.storage import Folder
+
+LABELS = 'labels'
+"""The folder of label maps."""
+
+ROWS = pa.schema(
+    dict(
+        image=pa.string(),
+        height=pa.int32(),
+        width=pa.int32(),
+        counts=pa.list_(pa.int64()),  # pixels of each class
+        error=pa.string(),  # why it was not segmented
+        is_fatal=pa.bool_(),  # the others would fail too
+    )
+)
+"""What workers return, a row per image."""
+
+
+class Labeller:
+    """Segments images in a process of its own: reads them, writes label maps, counts pixels.
+
+    While an image is segmented, another one is read or written.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, images: Folder, out: Folder, save_labels: str, threads: int
+    ) -> None:
+        cv2.setNumThreads(threads)
+        self.segmenter, self.images, self.out = segmenter, images, out
+        self.save_labels = save_labels
+        info = segmenter.info
+        self.mark = f'{MARK}: model {info.model_sha256 or info.source_sha256};'
+        self.turn, self.pool = Lock(), ThreadPoolExecutor(2)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Segment the images of the column ``image``; returns :data:`ROWS`."""
+        rows = self.pool.map(self._row, batch['image'].to_pylist())
+        return pa.Table.from_pylist(list(rows), ROWS)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        try:
+            return self._segment(name)
+        except Exception as error:  # whatever a decoder or a runtime raises
+            is_fatal = isinstance(error, OSError) and error.errno in NO_SPACE
+            return dict(image=name, error=' '.join(str(error).split()), is_fatal=is_fatal)
+
+    def _segment(self, name: str) -> dict[str, Any]:
+        content, info = np.frombuffer(self.images.read(name), np.uint8), self.segmenter.info
+        image = decode_image(content, info.color_type)
+        with self.turn:
+            labels = self.segmenter(image)
+        if self.save_labels != 'none':
+            picture = label_image(labels, self.save_labels, info)
+            self.out.write(f'{LABELS}/{name}.png', encode_image(picture, '.png', self.mark))
+        height, width = labels.shape
+        counts = np.bincount(labels.ravel(), minlength=len(info.classes))
+        return dict(image=name, height=height, width=width, counts=counts)
