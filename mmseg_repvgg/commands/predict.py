@@ -114,7 +114,8 @@ def _with_ray(args: argparse.Namespace) -> Any:
             f'--engine ray needs {" and ".join(missing)}, not installed here: '
             "pip install 'mmseg-repvgg[ray]'"
         )
-    from mmseg_repvgg.deploy.predict_ray import Workers, predict_ray
+    from mmseg_repvgg.deploy.predict_ray import predict_ray
+    from mmseg_repvgg.deploy.ray_workers import Workers
 
     num_gpus = int(args.device == 'cuda')
     workers = Workers.sharing_cores(args.workers, args.threads, args.address, num_gpus)

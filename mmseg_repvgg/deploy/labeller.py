@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -25,40 +26,70 @@ ROWS = pa.schema(
         height=pa.int32(),
         width=pa.int32(),
         counts=pa.list_(pa.int64()),  # pixels of each class
+        state=pa.string(),  # done, failed, died (its process, each time), full (the disk)
         error=pa.string(),  # why it was not segmented
-        is_fatal=pa.bool_(),  # the others would fail too
     )
 )
 """What workers return, a row per image."""
+
+ATTEMPTS = 3
+"""How often images are tried whose process dies."""
 
 
 class Labeller:
     """Segments images in a process of its own: reads them, writes label maps, counts pixels.
 
     While an image is segmented, another one is read or written.
+
+    Args:
+        segmenter: The model.
+        images: Where the images are.
+        out: Where label maps are written.
+        save_labels: Their format.
+        threads: Of OpenCV.
+        begin: Takes the first image of a task; returns how often the task has been begun, by other
+            processes as well.
     """
 
     def __init__(
-        self, segmenter: Segmenter, images: Folder, out: Folder, save_labels: str, threads: int
+        self,
+        segmenter: Segmenter,
+        images: Folder,
+        out: Folder,
+        save_labels: str,
+        threads: int,
+        begin: Callable[[str], int],
     ) -> None:
         cv2.setNumThreads(threads)
         self.segmenter, self.images, self.out = segmenter, images, out
-        self.save_labels = save_labels
+        self.save_labels, self.begin = save_labels, begin
         info = segmenter.info
         self.mark = f'{MARK}: model {info.model_sha256 or info.source_sha256};'
         self.turn, self.pool = Lock(), ThreadPoolExecutor(2)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Segment the images of the column ``image``; returns :data:`ROWS`."""
-        rows = self.pool.map(self._row, batch['image'].to_pylist())
-        return pa.Table.from_pylist(list(rows), ROWS)
+        """Segment the images of a task.
+
+        Args:
+            batch: Their names in the column ``image``.
+
+        Returns:
+            :data:`ROWS`.
+        """
+        names = batch['image'].to_pylist()
+        if self.begin(names[0]) > ATTEMPTS:
+            rows = [dict(image=name, state='died') for name in names]
+        else:
+            rows = list(self.pool.map(self._row, names))
+        return pa.Table.from_pylist(rows, ROWS)
 
     def _row(self, name: str) -> dict[str, Any]:
         try:
             return self._segment(name)
         except Exception as error:  # whatever a decoder or a runtime raises
-            is_fatal = isinstance(error, OSError) and error.errno in NO_SPACE
-            return dict(image=name, error=' '.join(str(error).split()), is_fatal=is_fatal)
+            is_full = isinstance(error, OSError) and error.errno in NO_SPACE
+            text = ' '.join(str(error).split())
+            return dict(image=name, state='full' if is_full else 'failed', error=text)
 
     def _segment(self, name: str) -> dict[str, Any]:
         content, info = np.frombuffer(self.images.read(name), np.uint8), self.segmenter.info
@@ -70,4 +101,4 @@ class Labeller:
             self.out.write(f'{LABELS}/{name}.png', encode_image(picture, '.png', self.mark))
         height, width = labels.shape
         counts = np.bincount(labels.ravel(), minlength=len(info.classes))
-        return dict(image=name, height=height, width=width, counts=counts)
+        return dict(image=name, height=height, width=width, counts=counts, state='done')

@@ -9,19 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from mmseg_repvgg.checks import check_integer
-from mmseg_repvgg.deploy.labeller import Labeller
+from mmseg_repvgg.deploy.labeller import ATTEMPTS, Labeller
 from mmseg_repvgg.deploy.predict import progress, share_lines
+from mmseg_repvgg.deploy.ray_workers import Workers, start_ray
 from mmseg_repvgg.deploy.result_files import check_label_format
 from mmseg_repvgg.deploy.segmenter import Segmenter
 from mmseg_repvgg.deploy.share_table import ShareTable
@@ -33,45 +31,7 @@ FAILURES, SETTINGS = 'failures.csv', 'settings.json'
 IMAGES_PER_TASK = 16
 """So many are done again if their process dies."""
 
-ATTEMPTS = 3
-"""How often a task is tried whose process dies."""
-
 SHOWN_FAILURES = 20
-
-OBJECT_STORE = 512 * 2**20
-"""Bytes of Ray's memory for names of images and rows, started on this machine."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The processes that segment.
-
-    Raises:
-        ValueError: If a number is not positive.
-    """
-
-    count: int | None = None  # None: as many as there are CPUs for their threads
-    threads: int = 1  # of each; those of the segmenter
-    address: str | None = None  # of a cluster; None: Ray is started on this machine, and stopped
-    num_gpus: int = 0  # of each
-
-    def __post_init__(self) -> None:
-        check_integer('threads', self.threads, 1)
-        if self.count is not None:
-            check_integer('workers', self.count, 1)
-
-    @classmethod
-    def sharing_cores(
-        cls, count: int | None, threads: int | None, address: str | None = None, num_gpus: int = 0
-    ) -> Workers:
-        """Workers that share the CPUs of this machine, where numbers are not given.
-
-        On a cluster, whose machines may differ, ``threads`` is 1 unless it is given.
-        """
-        workers = cls(count, 1 if threads is None else threads, address, num_gpus)
-        if count is None or threads is not None or address is not None:
-            return workers
-        return replace(workers, threads=max(1, num_cores() // count))
 
 
 @dataclass
@@ -143,7 +103,7 @@ def predict_ray(
     report = LargeReport(str(results), skipped=len(names) - len(left))
     if left:
         labeller = segmenter, images, results, save_labels, workers.threads
-        with _start_ray(workers) as count, table:
+        with start_ray(workers) as count, table:
             _Job(labeller, workers, count, report, table).run(left)
     _write_failures(results, report.failures)
     return report
@@ -183,7 +143,7 @@ def _write_failures(out: Folder, failures: dict[str, str]) -> None:
 class _Job:
     """Gives the images to the workers, and takes their rows."""
 
-    labeller: tuple[Any, ...]  # arguments of Labeller
+    labeller: tuple[Any, ...]  # arguments of Labeller, but for begin
     workers: Workers
     count: int  # of workers
     report: LargeReport
@@ -191,43 +151,46 @@ class _Job:
 
     def run(self, names: Sequence[str]) -> None:
         with progress(total=len(names), unit='image') as bar:
-            lost = self._run(names, IMAGES_PER_TASK, bar)
-            lost = self._run(lost, 1, bar)  # one bad image takes its neighbours with it
-        for name in lost:
-            self.report.failures[name] = f'the process that segmented it died, {ATTEMPTS} times'
+            died = self._run(names, IMAGES_PER_TASK, bar)
+            died = self._run(died, 1, bar)  # one bad image takes its neighbours with it
+        for name in died:
+            self.report.failures[name] = f'the process that segmented it died {ATTEMPTS} times'
 
     def _run(self, names: Sequence[str], images_per_task: int, bar: Any) -> list[str]:
         """Segment images; those whose process died every time are returned."""
-        left = set(names)
+        left, died = set(names), []
         for batch in self._batches(names, images_per_task) if names else ():
             for row in batch.to_pylist():
-                if row['image'] in left:
-                    left.remove(row['image'])
+                if row['image'] not in left:
+                    continue
+                left.remove(row['image'])
+                if row['state'] == 'died':
+                    died.append(row['image'])
+                else:
                     self._take(row)
                     bar.update()
-        return [name for name in names if name in left]
+        if left:
+            raise RuntimeError(f'Ray lost {len(left)} images; continue with --resume')
+        return died
 
     def _batches(self, names: Sequence[str], images_per_task: int) -> Iterator[pa.Table]:
         import ray.data
 
+        attempts = ray.remote(num_cpus=0)(Attempts).remote()
         tasks = -(-len(names) // images_per_task)
         table = pa.table({'image': pa.array(names, pa.string())})
-        count = min(self.count, tasks)
         dataset = ray.data.from_arrow(table, override_num_blocks=tasks).map_batches(
             Labeller,
-            fn_constructor_args=self.labeller,
+            fn_constructor_args=[*self.labeller, partial(_begin_task, attempts)],
             batch_size=None,
             batch_format='pyarrow',
-            # a second task waits at the worker, unless it would be lost with the first
             compute=ray.data.ActorPoolStrategy(
-                size=count, max_tasks_in_flight_per_actor=2 if images_per_task > 1 else 1
+                size=min(self.count, tasks),
+                max_tasks_in_flight_per_actor=2,  # one waits
             ),
             num_cpus=self.workers.threads,
             num_gpus=self.workers.num_gpus,
-            max_restarts=-1,
-            max_task_retries=ATTEMPTS - 1,
         )
-        dataset.context.max_errored_blocks = -1  # what is lost with a process is tried again
         dataset.context.enable_progress_bars = False
         try:
             yield from dataset.iter_batches(batch_size=None, batch_format='pyarrow')
@@ -236,9 +199,9 @@ class _Job:
             raise RuntimeError(f'Ray stopped: {reason}; continue with --resume') from error
 
     def _take(self, row: dict[str, Any]) -> None:
-        if row['is_fatal']:
+        if row['state'] == 'full':
             raise OSError(f'{row["image"]}: {row["error"]}')
-        if row['error'] is not None:
+        if row['state'] == 'failed':
             self.report.failures[row['image']] = row['error']
             return
         self.report.done += 1
@@ -246,45 +209,22 @@ class _Job:
         self.table.add(row)
 
 
-@contextmanager
-def _start_ray(workers: Workers) -> Iterator[int]:
-    """Start Ray or connect to a cluster, unless the process has done so; the number of workers."""
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+class Attempts:
+    """Counts how often tasks are begun, in a process of its own.
+
+    Ray repeats a task whose process died without end.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def begin(self, task: str) -> int:
+        """Count a task; returns how often it has been begun."""
+        self.counts[task] += 1
+        return self.counts[task]
+
+
+def _begin_task(attempts: Any, task: str) -> int:
     import ray
 
-    if ray.is_initialized():
-        yield _count(workers)
-        return
-    options: dict[str, Any] = dict(address=workers.address)
-    if workers.address is None:
-        cores = workers.count or max(1, num_cores() // workers.threads)
-        options = dict(
-            address='local',
-            num_cpus=cores * workers.threads,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-        )
-    try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError) as error:
-        where = f'at {workers.address}' if workers.address else 'on this machine'
-        raise RuntimeError(f'Ray cannot be used {where}: {error}') from error
-    try:
-        yield _count(workers)
-    finally:
-        ray.shutdown()
-
-
-def _count(workers: Workers) -> int:
-    import ray
-
-    if workers.count is not None:
-        return workers.count
-    return max(1, int(ray.cluster_resources().get('CPU', 1)) // workers.threads)
-
-
-def num_cores() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return ray.get(attempts.begin.remote(task))

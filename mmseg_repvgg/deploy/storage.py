@@ -138,7 +138,9 @@ class Folder:
             return None
         path = f'{self.path}/{name}'
         with _errors(f'{self}/{name} cannot be read'):
-            return parquet.read_table(path, columns, filesystem=self.storage, partitioning=None)
+            return parquet.read_table(
+                path, columns=columns, filesystem=self.storage, partitioning=None
+            )
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.
