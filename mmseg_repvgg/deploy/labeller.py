@@ -71,12 +71,12 @@ class Labeller:
         """Segment the images of a task.
 
         Args:
-            batch: Their names in the column ``image``.
+            batch: Their names in the column ``item``.
 
         Returns:
             :data:`ROWS`.
         """
-        names = batch['image'].to_pylist()
+        names = batch['item'].to_pylist()
         if self.begin(names[0]) > ATTEMPTS:
             rows = [dict(image=name, state='died') for name in names]
         else:

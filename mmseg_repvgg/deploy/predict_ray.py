@@ -28,8 +28,11 @@ from mmseg_repvgg.deploy.storage import Folder
 FAILURES, SETTINGS = 'failures.csv', 'settings.json'
 """What is written besides label maps and the table."""
 
-IMAGES_PER_TASK = 16
-"""So many are done again if their process dies."""
+MOST_IMAGES_OF_TASK = 64
+"""So many are done again if their process dies; each task costs Ray the same time."""
+
+IMAGES_OF_DATASET = 100_000
+"""Images that are given to Ray at once."""
 
 SHOWN_FAILURES = 20
 
@@ -139,6 +142,11 @@ def _write_failures(out: Folder, failures: dict[str, str]) -> None:
     out.write(FAILURES, text.getvalue().encode())
 
 
+def task_size(images: int, workers: int) -> int:
+    """Images of a task: so few that all workers end at about the same time."""
+    return min(MOST_IMAGES_OF_TASK, max(1, images // (8 * workers)))
+
+
 @dataclass
 class _Job:
     """Gives the images to the workers, and takes their rows."""
@@ -151,8 +159,12 @@ class _Job:
 
     def run(self, names: Sequence[str]) -> None:
         with progress(total=len(names), unit='image') as bar:
-            died = self._run(names, IMAGES_PER_TASK, bar)
-            died = self._run(died, 1, bar)  # one bad image takes its neighbours with it
+            for start in range(0, len(names), IMAGES_OF_DATASET):
+                part = names[start : start + IMAGES_OF_DATASET]
+                died = self._run(part, task_size(len(part), self.count), bar)
+                self._fail(self._run(died, 1, bar))  # one bad image takes its neighbours with it
+
+    def _fail(self, died: Sequence[str]) -> None:
         for name in died:
             self.report.failures[name] = f'the process that segmented it died {ATTEMPTS} times'
 
@@ -178,8 +190,7 @@ class _Job:
 
         attempts = ray.remote(num_cpus=0)(Attempts).remote()
         tasks = -(-len(names) // images_per_task)
-        table = pa.table({'image': pa.array(names, pa.string())})
-        dataset = ray.data.from_arrow(table, override_num_blocks=tasks).map_batches(
+        dataset = ray.data.from_items(list(names), override_num_blocks=tasks).map_batches(
             Labeller,
             fn_constructor_args=[*self.labeller, partial(_begin_task, attempts)],
             batch_size=None,

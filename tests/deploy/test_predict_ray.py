@@ -76,9 +76,10 @@ def engine(monkeypatch):
             while engine.lost & set(task) and attempts.begin(task[0]) < 3:
                 pass  # its process dies
             for _ in range(1 + engine.twice):
-                yield labeller(pa.table({'image': task}))
+                yield labeller(pa.table({'item': task}))
 
     monkeypatch.setattr(engine._Job, '_batches', batches)
+    monkeypatch.setattr(engine, 'task_size', lambda images, workers: 16)
     monkeypatch.setattr(engine, 'start_ray', lambda workers: nullcontext(1))
     for name, value in dict(tasks=[], lost=set(), twice=False).items():
         monkeypatch.setattr(engine, name, value, raising=False)
@@ -193,7 +194,7 @@ def test_what_is_done_is_skipped(engine, segmenter, folder, tmp_path):
 
 def test_an_interrupted_run_keeps_its_rows(engine, segmenter, folder, tmp_path, monkeypatch):
     out = tmp_path / 'out'
-    monkeypatch.setattr(engine, 'IMAGES_PER_TASK', 1)
+    monkeypatch.setattr(engine, 'task_size', lambda images, workers: 1)
     whole = engine._Job._take
 
     def interrupted(job, row):
@@ -231,6 +232,21 @@ def test_an_image_that_kills_takes_no_other_with_it(engine, segmenter, folder, t
     assert engine.tasks == [NAMES, *([name] for name in NAMES)]
     assert report.failures == {'b.jpg': 'the process that segmented it died 3 times'}
     assert shares(tmp_path / 'out')['image'] == ['a.png', 'b.png', 'sub/a.PNG']
+
+
+def test_many_images_are_given_to_ray_in_parts(engine, segmenter, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, 'IMAGES_OF_DATASET', 3)
+    report = engine.predict_ray(segmenter, str(folder), str(tmp_path / 'out'))
+    assert engine.tasks == [NAMES[:3], NAMES[3:]]
+    assert (report.done, shares(tmp_path / 'out')['image']) == (4, NAMES)
+
+
+def test_tasks_are_small_enough_for_all_workers():
+    pytest.importorskip('pyarrow', reason=f'pyarrow is {NOT_HERE}')
+    from mmseg_repvgg.deploy.predict_ray import task_size
+
+    found = [task_size(n, 2) for n in (1, 15, 32, 400, 2000, 100_000)]
+    assert found == [1, 1, 2, 25, 64, 64]
 
 
 def test_a_full_disk_ends_the_run(engine, segmenter, folder, tmp_path, monkeypatch):
