@@ -338,6 +338,16 @@ def test_other_storages_of_pyarrow(engine, segmenter, folder):
         memory.rm('/', recursive=True)
 
 
+def test_nothing_heavy_is_imported():
+    pytest.importorskip('pyarrow', reason=f'pyarrow is {NOT_HERE}')
+    code = (
+        'import sys, mmseg_repvgg.deploy.predict_ray; '
+        'print(sorted({"torch", "mmengine", "mmcv", "mmseg", "ray"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stderr
+
+
 # With real Ray.
 
 
