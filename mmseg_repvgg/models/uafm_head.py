@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_repvgg.checks import check_sequence, is_integer
+from mmseg_repvgg.reparam.open_size import has_open_size
 
 
 class SPPM(nn.Module):
@@ -222,7 +223,10 @@ class UAFMHead(BaseDecodeHead):
             )
         maps = self._transform_inputs(inputs)
         sizes = [tuple(x.shape[2:]) for x in maps]
-        if any(a[0] < b[0] or a[1] < b[1] for a, b in pairwise(sizes)):
+        # a graph for all sizes cannot compare them
+        if not has_open_size(maps[0]) and any(
+            a[0] < b[0] or a[1] < b[1] for a, b in pairwise(sizes)
+        ):
             raise ValueError(
                 f'UAFMHead got maps of {sizes} pixels; in_index must go from the largest to the '
                 'smallest'
@@ -235,6 +239,6 @@ class UAFMHead(BaseDecodeHead):
 
 def _resized(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
     """``x`` (N, C, h, w) at the size of ``like``, bilinearly."""
-    if x.shape[2:] == like.shape[2:]:
+    if not has_open_size(like) and x.shape[2:] == like.shape[2:]:
         return x
     return resize(x, like.shape[2:], mode='bilinear', align_corners=align_corners)

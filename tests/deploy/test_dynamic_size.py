@@ -251,9 +251,21 @@ UPERNET = dict(
     )
 )
 
+UAFM = dict(
+    decode_head=dict(
+        type='UAFMHead',
+        in_channels=[16, 32, 64],
+        in_index=[1, 2, 3],
+        fusion_channels=[8, 8, 8],
+        channels=8,
+        num_classes=19,
+        norm_cfg=dict(type='BN'),
+    )
+)
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize('head', [FPN, UPERNET], ids=['fpn', 'uper'])
+@pytest.mark.parametrize('head', [FPN, UPERNET, UAFM], ids=['fpn', 'uper', 'uafm'])
 @pytest.mark.parametrize('out', ['m.onnx', 'm.mnn'])
 def test_heads_at_stride_32(segmentor, tmp_path, head, out):
     cfg = Config(segmentor[0].to_dict())
