@@ -4,6 +4,7 @@ from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
 from mmseg_repvgg.engine.data_check_hook import DataCheckHook
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
 from mmseg_repvgg.engine.distributed import CPUDistributedDataParallel
+from mmseg_repvgg.engine.int8_training_hook import Int8TrainingHook
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
 from mmseg_repvgg.engine.load_hook import LoadCheckHook
 from mmseg_repvgg.engine.mixed_precision import CpuAmpOptimWrapper
@@ -14,6 +15,7 @@ __all__ = [
     'CPUDistributedDataParallel',
     'CpuAmpOptimWrapper',
     'DataCheckHook',
+    'Int8TrainingHook',
     'LabelCheckHook',
     'LoadCheckHook',
     'PictureBackend',

@@ -97,10 +97,12 @@ def train(
     """
     cfg = copy.deepcopy(cfg)
     check_model(cfg)
-    if type_name(cfg.model) == 'DeployedModel':
+    hooks = map(type_name, cfg.get('custom_hooks') or [])
+    if type_name(cfg.model) == 'DeployedModel' and 'Int8TrainingHook' not in hooks:
         raise ValueError(
             f'{cfg.filename} is the config of a fused model, which cannot be trained; train with '
-            'the config it was fused from, and fuse afterwards with mmseg-repvgg fuse'
+            'the config it was fused from, and fuse afterwards with mmseg-repvgg fuse. Only the '
+            'rounding of int8 is trained in fused form, with Int8TrainingHook (docs/int8.md)'
         )
     _prepare(cfg, work_dir, launcher)
     check_data(cfg, 'train_dataloader', 'val_dataloader')

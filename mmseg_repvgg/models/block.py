@@ -54,6 +54,7 @@ class RepVGGBlock(BaseModule):
     BRANCHES: ClassVar[tuple[str, ...]] = ('3x3', '1x1', 'identity')
     REQUIRED: ClassVar[tuple[str, ...]] = ('3x3',)  # those that cannot be left out
     cannot_fuse: ClassVar[str] = ''  # why a variant has no fused form
+    trains_fused = False  # whether the fused form may be in training mode (Int8TrainingHook)
 
     branch_3x3: Any  # nn.Sequential of conv and norm
     branch_1x1: Any
@@ -105,7 +106,7 @@ class RepVGGBlock(BaseModule):
         return recomputed(self, self._forward, x) if self.with_cp else self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self.deploy and self.training:
+        if self.deploy and self.training and not self.trains_fused:
             raise RuntimeError(
                 'this RepVGG backbone is in fused (deploy) form and in training mode. For '
                 'inference call model.eval() first. To train, build it with deploy=False, load '

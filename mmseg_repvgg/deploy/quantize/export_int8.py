@@ -21,8 +21,8 @@ from mmseg_repvgg.deploy.quantize.openvino_nncf import quantize_openvino
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.quantize.pictures import Inputs, Pictures, draw_pictures
 from mmseg_repvgg.deploy.quantize.quality import Expected, Quality
+from mmseg_repvgg.deploy.quantize.rounding import classifier_weights
 from mmseg_repvgg.deploy.quantize.sensitivity import (
-    Scheme,
     Sensitivity,
     rank_layers,
     simulate,
@@ -128,9 +128,9 @@ class Int8Export:
         for name, ranges in (('weights', None), ('maps', images)):
             models[name] = copy.deepcopy(self.rewritten)
             scaled[name] = equalize(models[name], ranges)
-        left_out = _classifiers(self.rewritten)
+        left_out = classifier_weights(self.rewritten)
         self.simulated = {
-            name: simulate(model, images, self._scheme, left_out)
+            name: simulate(model, images, self.options.scheme, left_out)
             for name, model in models.items()
             if scaled[name] or name == 'none'
         }
@@ -185,7 +185,7 @@ class Int8Export:
     ) -> None:
         """Write the file with these layers and the classifier in float, and compare it."""
         parameters = dict(self.rewritten.named_parameters())
-        names = [*(f'{layer}.weight' for layer in in_float), *_classifiers(self.rewritten)]
+        names = [*(f'{layer}.weight' for layer in in_float), *classifier_weights(self.rewritten)]
         weights = [parameters[name].detach().cpu().numpy() for name in names]
         QUANTIZERS[info.format][0](written, converted, self.calibration, self.options, weights)
         replace(info, precision='int8').write(converted)
@@ -201,14 +201,9 @@ class Int8Export:
         count = min(most, len(self.calibration))
         return [torch.from_numpy(self.calibration.normalised(i)).to(like) for i in range(count)]
 
-    @property
-    def _scheme(self) -> Scheme:
-        options = self.options
-        return Scheme(options.per_tensor, options.weight_bits, options.symmetric)
-
     def _rank(self) -> list[Sensitivity]:
-        left_out = _classifiers(self.rewritten)
-        return rank_layers(self.rewritten, self._images(FEW), self._scheme, left_out)
+        left_out = classifier_weights(self.rewritten)
+        return rank_layers(self.rewritten, self._images(FEW), self.options.scheme, left_out)
 
     def _loss(self) -> str:
         """What is lost, which layers are worst, and what to try."""
@@ -247,7 +242,7 @@ class Int8Export:
             library=library,
             in_float=[
                 *in_float,
-                *(n.removesuffix('.weight') for n in _classifiers(self.rewritten)),
+                *(n.removesuffix('.weight') for n in classifier_weights(self.rewritten)),
             ],
             equalized=self.equalized,
             simulated=self.simulated,
@@ -256,15 +251,3 @@ class Int8Export:
             check=dict(source=checked.source, images=checked.names),
             quality={result.runtime: result.record() for result in self.results},
         )
-
-
-def _classifiers(model: nn.Module) -> list[str]:
-    """The names of the weights of the head's last conv: its error is that of the logits.
-
-    It is 1x1 and cheap, so that it stays in float.
-    """
-    return [
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith('decode_head.') and name.endswith('.conv_seg.weight')
-    ]

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from mmseg_repvgg.checks import is_integer
+from mmseg_repvgg.deploy.quantize.rounding import Scheme
 
 CALIBRATORS: dict[str, tuple[str, ...]] = {
     'onnx': ('min-max', 'percentile', 'entropy'),
@@ -42,8 +43,7 @@ class Int8Options:
         names = CALIBRATORS['onnx']
         if self.calibrator not in names:
             raise ValueError(f'calibrator={self.calibrator!r} must be one of {", ".join(names)}')
-        if self.weight_bits not in (7, 8):
-            raise ValueError(f'weight_bits={self.weight_bits!r} must be 7 or 8')
+        _ = self.scheme  # checks its values
         for name in ('images', 'check_images'):
             if not is_integer(getattr(self, name), 1):
                 raise ValueError(f'{name}={getattr(self, name)!r} must be an integer, at least 1')
@@ -60,6 +60,11 @@ class Int8Options:
             is_number = isinstance(value, (int, float)) and isfinite(value)
             if not (is_number and 0 <= value <= largest):
                 raise ValueError(f'{name}={value!r} must be from 0 to {largest}')
+
+    @property
+    def scheme(self) -> Scheme:
+        """How weights and feature maps are rounded."""
+        return Scheme(self.per_tensor, self.weight_bits, self.symmetric)
 
     def check_format(self, model_format: str) -> None:
         """Check that a format can hold int8, and knows the calibrator.

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_repvgg.deploy.export_graph import logits_of
 from mmseg_repvgg.deploy.quantize.quality import progress
+from mmseg_repvgg.deploy.quantize.rounding import Scheme, round_maps, round_weights
 from mmseg_repvgg.reparam.conv_inputs import ConvInputs
 
 
@@ -22,15 +23,6 @@ class Sensitivity:
     name: str  # of the conv's module
     error: float  # norm of the change of the logits, relative to the norm of the logits
     flips: float  # share of the pixels that change their class
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How weights and feature maps are quantized."""
-
-    per_tensor: bool = False
-    weight_bits: int = 8
-    symmetric: bool = False
 
 
 class QuantizedConvs(TorchDispatchMode):
@@ -59,27 +51,6 @@ class QuantizedConvs(TorchDispatchMode):
             x = round_maps(args[0], low, high, self.scheme.symmetric)
             args = (x, self.rounded[key], *args[2:])
         return func(*args, **(kwargs or {}))
-
-
-def round_weights(weight: Tensor, scheme: Scheme) -> Tensor:
-    """Round weights (C_out, ...) to symmetric integers with one scale per channel, or for all."""
-    steps = 127 if scheme.weight_bits == 8 else 64
-    largest = weight.abs().flatten(1).amax(1)
-    if scheme.per_tensor:
-        largest = largest.amax().expand_as(largest)
-    scale = (largest / steps).clamp(min=torch.finfo(weight.dtype).tiny)
-    scale = scale.view(-1, *[1] * (weight.dim() - 1))
-    return (weight / scale).round().clamp(-steps, steps) * scale
-
-
-def round_maps(x: Tensor, low: Tensor, high: Tensor, symmetric: bool) -> Tensor:
-    """Round a feature map to 8 bits, from ``low`` (at most 0) to ``high`` (at least 0)."""
-    if symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    scale = ((high - low) / (254 if symmetric else 255)).clamp(min=torch.finfo(x.dtype).tiny)
-    zero = (-low / scale).round()
-    return ((x / scale + zero).round().clamp(0, 255) - zero) * scale
 
 
 def rank_layers(
