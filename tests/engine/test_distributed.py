@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from torch import distributed, nn
 
+from mmseg_repvgg.deploy.quantize.rounding import RoundedConv2d
 from mmseg_repvgg.engine import RepVGGDeployHook, launch
 from mmseg_repvgg.engine.distributed import (
     CPUDistributedDataParallel,
@@ -194,6 +195,35 @@ def test_a_refusal_of_one_process_ends_the_other(scenes, tmp_path):
     assert time.monotonic() - start < 60
     assert 'EquivalenceError: RepVGGDeployHook' in (tmp_path / 'log.1').read_text()
     assert 'EquivalenceError' not in (tmp_path / 'log.0').read_text()
+
+
+def train_for_int8(cfg: Config, folder: Path) -> None:
+    """Keep the weights of every process, and its scores."""
+    runner = launch.train(cfg, launcher='pytorch')
+    convs = sum(isinstance(m, RoundedConv2d) for m in runner.model.module.modules())
+    state = runner.model.module.state_dict()
+    torch.save((convs, state), folder / f'{os.environ["RANK"]}.pth')
+
+
+@pytest.mark.slow
+def test_two_processes_train_for_int8(scenes, tmp_path):
+    """Each rounds with the ranges of its own images, and both end with the same weights."""
+    assert run(launch.train, config(scenes, tmp_path / 'one'), output=tmp_path / 'log0') == 0
+    cfg = config(scenes, tmp_path / 'two', load_from=str(tmp_path / 'one' / 'iter_4.pth'))
+    cfg.model.update(
+        type='DeployedModel',
+        of='mmseg.EncoderDecoder',
+        rewrites=['branches', 'batchnorm', 'pyramid'],
+    )
+    cfg.custom_hooks = [dict(type='Int8TrainingHook')]
+    cfg.optim_wrapper.optimizer.lr = 1e-4
+    codes, text = two(train_for_int8, cfg, tmp_path, output=tmp_path / 'log')
+    assert codes == [0, 0], text
+    (convs, first), (_, second) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert convs > 10
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    saved = torch.load(tmp_path / 'two' / 'iter_4.pth', weights_only=False)['state_dict']
+    assert all(torch.equal(saved[name], first[name]) for name in first)
 
 
 @pytest.mark.slow
