@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -56,9 +57,8 @@ class Int8TrainingHook(Hook):
         for module in model.modules():
             if isinstance(module, RepVGGBlock):
                 module.trains_fused = True
-        runner.logger.info(
-            f'Int8TrainingHook: {len(names)} convs round weights and inputs to int8 ({self.scheme})'
-        )
+        options = ', '.join(f'{name}={value}' for name, value in asdict(self.scheme).items())
+        runner.logger.info(f'{len(names)} convs round weights and inputs to int8: {options}')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note that there are trained weights."""
