@@ -12,10 +12,13 @@ from torch import nn
 from mmseg_repvgg.checkpoint.loading import load_strictly
 from mmseg_repvgg.checkpoint.reading import read_checkpoint, state_dict_of
 from mmseg_repvgg.engine.config_types import type_name
+from mmseg_repvgg.engine.int8_training_hook import Int8TrainingHook
 
 
 def load_segmentor(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load a segmentor (training form or fused) with the weights of a checkpoint file.
+
+    If the config has an ``Int8TrainingHook``, the weights are rounded as they were in training.
 
     Returns:
         The segmentor, in eval mode and float32, and the content of the checkpoint.
@@ -31,7 +34,14 @@ def load_segmentor(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, dict
             f'model type {type_name(cfg.model)!r} of {cfg.filename} is not an mmseg segmentor; '
             'only those can be exported'
         )
-    return model.float(), loaded
+    model.float()
+    for hook in cfg.get('custom_hooks') or []:
+        if type_name(hook) == 'Int8TrainingHook':
+            settings = {
+                key: value for key, value in hook.items() if key not in ('type', 'priority')
+            }
+            Int8TrainingHook(**settings).round_weights_of(model)
+    return model, loaded
 
 
 def build_model(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:

@@ -10,9 +10,14 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmseg_repvgg.checks import check_sequence
-from mmseg_repvgg.deploy.quantize.rounding import Scheme, round_convs
+from mmseg_repvgg.deploy.quantize.rounding import (
+    Scheme,
+    replace_by_rounded_weights,
+    round_convs,
+)
 from mmseg_repvgg.engine.hook_helpers import unwrapped
 from mmseg_repvgg.engine.mixed_precision import CpuAmpOptimWrapper
 from mmseg_repvgg.models.block import RepVGGBlock
@@ -24,8 +29,8 @@ class Int8TrainingHook(Hook):
 
     So do validation and test with this hook: their scores are those of a simulation of int8. The
     model must be fused, and start from trained weights. Checkpoints hold the same names as without
-    this hook and nothing else, and ``mmseg-repvgg export ... --int8`` quantizes them as any other.
-    Give the hook the options of that export.
+    this hook, and the weights before rounding, which learn. ``mmseg-repvgg export``, given the
+    config with this hook, rounds them. Give the hook the options of that export.
 
     Args:
         per_tensor: One scale for all weights of a conv, instead of one for each output channel.
@@ -59,6 +64,10 @@ class Int8TrainingHook(Hook):
                 module.trains_fused = True
         options = ', '.join(f'{name}={value}' for name, value in asdict(self.scheme).items())
         runner.logger.info(f'{len(names)} convs round weights and inputs to int8: {options}')
+
+    def round_weights_of(self, model: nn.Module) -> None:
+        """Round the weights of a model that was trained with this hook, for export; in place."""
+        replace_by_rounded_weights(model, self.scheme, self.in_float)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note that there are trained weights."""

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmseg_repvgg.checkpoint.loading import load_strictly
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.deploy.quantize.rounding import (
     RoundedConv2d,
     Scheme,
@@ -210,6 +211,32 @@ def test_wrong_arguments_are_named():
         Int8TrainingHook(weight_bits=4)
     with pytest.raises(ValueError, match="in_float='backbone' must be a list"):
         Int8TrainingHook(in_float='backbone')
+
+
+@torch.no_grad()
+def test_exports_get_the_rounded_weights(scenes, trained):
+    """And rounding them again, as a quantizer does, changes nothing."""
+    model, _ = load_segmentor(fused_cfg(scenes, '.', trained), trained)
+    plain, _ = load_segmentor(fused_cfg(scenes, '.', trained, custom_hooks=[]), trained)
+    rounded, before = model.state_dict(), plain.state_dict()
+    assert rounded.keys() == before.keys()
+    assert not any(isinstance(module, RoundedConv2d) for module in model.modules())
+    for name in ('backbone.stage_1.0.branch_reparam', 'decode_head.bottleneck.conv'):
+        weight = rounded[f'{name}.weight']
+        assert torch.equal(weight, round_weights(before[f'{name}.weight'], PER_TENSOR))
+        assert torch.allclose(weight, round_weights(weight, PER_TENSOR), rtol=1e-6, atol=0)
+        assert not torch.equal(weight, before[f'{name}.weight'])
+        assert torch.equal(rounded[f'{name}.bias'], before[f'{name}.bias'])
+    for name in ('decode_head.conv_seg.weight', 'auxiliary_head.convs.0.conv.weight'):
+        assert torch.equal(rounded[name], before[name])
+    images = torch.randn(1, 3, 64, 64)
+    metas = [dict(img_shape=(64, 64))]
+    logits = model.encode_decode(images, metas)
+    round_convs(plain, PER_TENSOR)
+    simulated = plain.encode_decode(images, metas)
+    round_convs(model, PER_TENSOR)  # now only feature maps are rounded
+    assert torch.allclose(model.encode_decode(images, metas), simulated, atol=1e-4)
+    assert not torch.allclose(logits, simulated, atol=1e-4)
 
 
 def test_copies_round_and_named_convs_do_not(trained):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +77,55 @@ class RoundedConv2d(nn.Conv2d):
 def round_convs(model: nn.Module, scheme: Scheme, in_float: Collection[str] = ()) -> list[str]:
     """Let the convs of a fused segmentor compute as :class:`RoundedConv2d`; in place.
 
-    In float stay the classifier (:func:`classifier_weights`), auxiliary heads, which are not
-    exported, and ``in_float``. Modules change their class and stay in place.
+    Modules change their class and stay in place.
 
     Args:
         model: A segmentor in fused form.
         scheme: How to round.
-        in_float: Names of convs.
+        in_float: Names of convs that do not round.
 
     Returns:
         The names of the convs that round.
 
     Raises:
+        ValueError: As :func:`convs_to_round`; the model is then unchanged.
+    """
+    convs = convs_to_round(model, in_float)
+    for conv in convs.values():
+        conv.__class__, conv.scheme = RoundedConv2d, scheme
+    return list(convs)
+
+
+@torch.no_grad()
+def replace_by_rounded_weights(
+    model: nn.Module, scheme: Scheme, in_float: Collection[str] = ()
+) -> None:
+    """Round the weights of a fused segmentor that was trained as :func:`round_convs` made it.
+
+    Rounding is part of what such a network has learnt: it may compute something else with the
+    weights before rounding. Rounded again, as by a quantizer, rounded weights stay as they are.
+
+    Args:
+        model: As :func:`round_convs`, which was not applied.
+        scheme: As :func:`round_convs`.
+        in_float: As :func:`round_convs`.
+
+    Raises:
+        ValueError: As :func:`convs_to_round`.
+    """
+    for conv in convs_to_round(model, in_float).values():
+        conv.weight.copy_(round_weights(conv.weight, scheme))
+
+
+def convs_to_round(model: nn.Module, in_float: Collection[str] = ()) -> dict[str, Any]:
+    """The convs of a fused segmentor that are rounded in training, by name.
+
+    In float stay the classifier (:func:`classifier_weights`), auxiliary heads, which are not
+    exported, and ``in_float``.
+
+    Raises:
         ValueError: If the model has BatchNorms, a conv of another class or no conv at all, or an
-            unknown name; the model is then unchanged.
+            unknown name.
     """
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if norms:
@@ -103,7 +139,7 @@ def round_convs(model: nn.Module, scheme: Scheme, in_float: Collection[str] = ()
     if unknown:
         raise ValueError(f'in_float={unknown} are no convs of the model: some are {preview(convs)}')
     skipped = {*in_float, *(name.removesuffix('.weight') for name in classifier_weights(model))}
-    chosen = {
+    chosen: dict[str, Any] = {
         name: conv
         for name, conv in convs.items()
         if name not in skipped and not name.startswith('auxiliary_head.')
@@ -118,9 +154,7 @@ def round_convs(model: nn.Module, scheme: Scheme, in_float: Collection[str] = ()
         )
     if not chosen:
         raise ValueError(f'{type(model).__name__} has no convs to round to int8')
-    for conv in chosen.values():
-        conv.__class__, conv.scheme = RoundedConv2d, scheme
-    return list(chosen)
+    return chosen
 
 
 def classifier_weights(model: nn.Module) -> list[str]:

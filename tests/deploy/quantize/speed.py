@@ -46,7 +46,9 @@ def write_files(config, folder, images):
         for suffix in RUNTIMES.values():
             for name, chosen in (('fp32', options), ('int8', replace(options, int8=int8))):
                 out = folder / f'{name}{suffix}'
-                print(export(load_config(config), checkpoint, out, options=chosen), flush=True)
+                cfg = load_config(config)
+                cfg.model.pop('auxiliary_head', None)
+                print(export(cfg, checkpoint, out, options=chosen), flush=True)
 
 
 def exported(path, runtime, threads):
