@@ -144,6 +144,7 @@ def test_a_resumed_training_ends_with_the_same_weights(scenes, trained, tmp_path
     assert all(torch.equal(ends['whole'][k], v) for k, v in ends['resumed'].items())
 
 
+@pytest.mark.slow
 def test_validation_is_of_the_rounded_network_with_other_hooks(scenes, trained, tmp_path):
     """EMAHook's copy rounds as well, and RepVGGDeployHook finds nothing that would not be equal."""
     hooks = [dict(type='EMAHook'), dict(type='RepVGGDeployHook'), dict(type='Int8TrainingHook')]
@@ -165,6 +166,7 @@ def test_validation_is_of_the_rounded_network_with_other_hooks(scenes, trained, 
     assert seen.count(False) == 2 * (3 + 2) * convs
 
 
+@pytest.mark.slow
 def test_the_test_of_a_config_with_the_hook_is_a_simulation(scenes, trained, tmp_path):
     with_hook = launch.test(fused_cfg(scenes, tmp_path / 'a', trained), str(trained))
     plain = launch.test(fused_cfg(scenes, tmp_path / 'b', trained, custom_hooks=[]), str(trained))
