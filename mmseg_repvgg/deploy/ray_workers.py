@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,9 @@ from mmseg_repvgg.checks import check_integer
 
 OBJECT_STORE = 512 * 2**20
 """Bytes of Ray's memory for names of images and rows, started on this machine."""
+
+
+CONNECTION_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def start_ray(workers: Workers) -> Iterator[int]:
             object_store_memory=OBJECT_STORE,
         )
     try:
+        _check_that_it_answers(workers.address)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         where = f'at {workers.address}' if workers.address else 'on this machine'
@@ -77,6 +82,13 @@ def start_ray(workers: Workers) -> Iterator[int]:
         yield _count(workers)
     finally:
         ray.shutdown()
+
+
+def _check_that_it_answers(address: str | None) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, which Ray would try for many minutes."""
+    host, _, port = (address or '').rpartition('/')[2].rpartition(':')
+    if host and port.isdecimal():
+        socket.create_connection((host.strip('[]'), int(port)), CONNECTION_SECONDS).close()
 
 
 def _count(workers: Workers) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -448,6 +449,20 @@ def test_a_worker_that_cannot_load_the_model_ends_the_run(ray, folder, tmp_path)
     segmenter = Segmenter(CannotBeLoaded(brightest_channel, size=(24, 36)))
     with pytest.raises(RuntimeError, match='Ray stopped: .*the model is not on this machine'):
         predict_ray(segmenter, str(folder), str(tmp_path / 'out'), Workers(2))
+
+
+@pytest.mark.parametrize('form', ['127.0.0.1:{}', 'ray://localhost:{}', '[::1]:{}'])
+def test_an_address_must_answer(form):
+    from mmseg_repvgg.deploy.ray_workers import _check_that_it_answers
+
+    for unchecked in (None, 'auto', 'local', 'host'):
+        _check_that_it_answers(unchecked)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = form.format(server.getsockname()[1])
+        if '::1' not in form:
+            _check_that_it_answers(address)
+    with pytest.raises(OSError):
+        _check_that_it_answers(address)
 
 
 @pytest.mark.slow
