@@ -13,6 +13,7 @@ from mmseg_repvgg.deploy.model_description import ModelDescription
 from mmseg_repvgg.deploy.quantize.onnx_qdq import quantize_onnx
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.runtimes import load_runtime
+from mmseg_repvgg.deploy.runtimes import onnxruntime as onnxruntime_runtime
 from mmseg_repvgg.deploy.tensorrt import check_tensorrt
 from tests.deploy.networks import INFO
 
@@ -162,6 +163,27 @@ def has_vnni() -> bool:
     known = Path('/proc/cpuinfo')
     flags = known.read_text() if platform.machine() == 'x86_64' and known.is_file() else 'vnni'
     return 'vnni' in flags
+
+
+@pytest.mark.parametrize(
+    ('machine', 'flags', 'expected'),
+    [
+        ('x86_64', 'avx2 avx512f', True),
+        ('x86_64', 'avx2 avx512f avx512_vnni', False),
+        ('x86_64', 'avx2 avx_vnni', False),
+        ('x86_64', None, True),
+        ('AMD64', None, True),  # Windows
+        ('aarch64', 'asimd', False),
+    ],
+)
+def test_the_slow_kernel_runs_where_sums_may_saturate(
+    tmp_path, monkeypatch, machine, flags, expected
+):
+    if flags is not None:
+        (tmp_path / 'cpuinfo').write_text(f'flags\t\t: {flags}\n')
+    monkeypatch.setattr(onnxruntime_runtime, 'CPU_INFO', tmp_path / 'cpuinfo')
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    assert onnxruntime_runtime.may_saturate() == expected
 
 
 @pytest.mark.parametrize('symmetric', [False, True])
