@@ -2,8 +2,9 @@
 
 Command: make demo
 Hardware: 2 CPU cores, 5 to 8 minutes.
-Expected: 0.64 mIoU over the 11 classes that occur, measured (0.6437 in the README; results of a run
-this short vary between versions and machines: 0.6011 was measured too).
+Expected: 0.64 mIoU over the 11 classes that occur, measured (0.6437 in the README, when the
+loss still divided by all pixels, void included; results of a run this short vary between versions
+and machines: 0.6011 was measured too).
 
 Other data in Cityscapes' layout are resized to 512x256 and evaluated at their own size.
 """

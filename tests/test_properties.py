@@ -39,7 +39,7 @@ from tests.random_networks import (
     pyramid_heads,
 )
 
-SHARES = pytest.mark.parametrize('share', [0.2, pytest.param(5, marks=pytest.mark.slow)])
+SHARES = pytest.mark.parametrize('share', [0.5, pytest.param(5, marks=pytest.mark.slow)])
 EXACT = 1e-10  # relative, float64
 
 
