@@ -54,7 +54,7 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
         assert cfg[name] == base[name], name
     assert cfg.model.get('pretrained') is None
     assert 'init_cfg' not in cfg.model.backbone or cfg.model.backbone.init_cfg is None
-    assert cfg.model.data_preprocessor.size == (360, 480)
+    assert cfg.model.data_preprocessor.size == (256, 320)
     assert cfg.model.test_cfg.mode == 'whole'
     heads = [cfg.model.decode_head, *np.atleast_1d(cfg.model.get('auxiliary_head') or [])]
     assert {h.num_classes for h in heads if h.type != 'STDCHead'} == {11}

@@ -20,7 +20,7 @@ model = (
     )
     .model.to_dict()
 )
-model['data_preprocessor']['size'] = (360, 480)
+model['data_preprocessor']['size'] = (256, 320)
 model['pretrained'] = None
 for head in (model['decode_head'], model['auxiliary_head']):
     head['num_classes'] = 11

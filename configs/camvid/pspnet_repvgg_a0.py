@@ -15,7 +15,7 @@ _base_ = [
 
 head = dict(num_classes=11, align_corners=False)
 model = dict(
-    data_preprocessor=dict(size=(360, 480)),
+    data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A0', dilations=(1, 1, 2, 4)),
     decode_head=dict(in_channels=1280, channels=320, **head),
     auxiliary_head=dict(in_channels=192, channels=48, **head),

@@ -17,7 +17,7 @@ model = (
     .Config.fromfile(__import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/stdc.py')
     .model.to_dict()
 )
-model['data_preprocessor']['size'] = (360, 480)
+model['data_preprocessor']['size'] = (256, 320)
 for head in (model['decode_head'], *model['auxiliary_head'][:2]):  # the last finds edges
     head['num_classes'] = 11
 del head

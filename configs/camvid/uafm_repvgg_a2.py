@@ -13,7 +13,7 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(360, 480)),
+    data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A2'),
     decode_head=dict(in_channels=[192, 384, 1408], num_classes=11),
     auxiliary_head=dict(in_channels=384, num_classes=11),

@@ -6,6 +6,7 @@ training that has one is not repeated; one that was interrupted goes on from its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -22,10 +23,14 @@ from mmseg_repvgg.atomic_files import atomic_file, make_folder
 from mmseg_repvgg.benchmark.camvid import FUSED, TRAINED, costs, images_per_second
 from mmseg_repvgg.benchmark.page import scatter
 from mmseg_repvgg.benchmark.record import Record, describe_code, describe_machine
+from mmseg_repvgg.checkpoint.writing import publish_weights
 from mmseg_repvgg.markdown import markdown_table
+from mmseg_repvgg.plots.curves import read_training
 from mmseg_repvgg.plots.style import bar_height, grouped_bars, new_figure, save
 
 PAGE, PICTURE = 'camvid_trainings.md', 'camvid_trainings.png'
+WEIGHTS = 'weights'
+"""Folder of the weights that :func:`train_all` writes, one file for each training."""
 TEST = 'test'
 """Folder in a work folder for the test of a training that was stopped in its last validation."""
 
@@ -48,6 +53,9 @@ class Training:
     commit: str | None
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    losses: list[list[float]] = field(default_factory=list)  # iteration and loss, as logged
+    validations: list[list[float]] = field(default_factory=list)  # iteration and mIoU, percent
+    weights: dict[str, Any] = field(default_factory=dict)  # file in OUT/weights, bytes, sha256
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -163,10 +171,18 @@ def _train(name: str, seed: int, command: str, work_dir: Path, path: Path) -> st
         iterations=iterations,
         images=iterations * batch_size,
         machine=describe_machine(),
+        weights=_publish(last, path),
         **describe_code(),
         **results,
     ).write(path)
     return ''
+
+
+def _publish(checkpoint: Path, record: Path) -> dict[str, Any]:
+    """Write the weights beside the record, and describe the file."""
+    file = publish_weights(checkpoint, make_folder(record.parent / WEIGHTS), record.stem)
+    content = file.read_bytes()
+    return dict(file=file.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def run_command(command: str) -> int:
@@ -188,28 +204,27 @@ def read_scalars(work_dir: Path, iterations: int) -> dict[str, Any]:
     Returns:
         Scores and seconds of :class:`Training`; empty without a validation after the last one.
     """
-    times: dict[int, float] = {}
-    scores: dict[int, dict[str, float]] = {}
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text(encoding='utf-8').splitlines():
-            values = json.loads(line)
-            if 'mIoU' in values:
-                scores[values['step']] = values
-            elif 'time' in values and 'iter' in values:
-                times[values['iter']] = values['time']
+    try:
+        log = read_training(work_dir, evaluations=True)
+    except ValueError:  # it has not begun
+        return {}
+    scores = {step: row for step, row in log.rows if 'mIoU' in row}
     for file in sorted((work_dir / TEST).glob('*/*.json')):
         scores[iterations] = json.loads(file.read_text(encoding='utf-8'))
     if iterations not in scores:
         return {}
-    steps = sorted(times)
-    lengths = [b - a for a, b in zip([0, *steps], steps, strict=False)]
-    seconds = sum(times[step] * n for step, n in zip(steps, lengths, strict=True))
+    logged = [(step, row) for step, row in log.rows if 'loss' in row and 'time' in row]
+    steps = [step for step, _ in logged]
+    ends = [*steps[:-1], iterations] if steps else []
+    lengths = [end - begin for begin, end in zip([0, *steps], ends, strict=False)]
     return dict(
         miou=scores[iterations]['mIoU'],
         pixel_accuracy=scores[iterations]['aAcc'],
         best_miou=max(values['mIoU'] for values in scores.values()),
-        # the last iterations may not be logged
-        seconds=seconds + times[steps[-1]] * (iterations - steps[-1]) if steps else None,
+        # what was logged last holds for the iterations after it
+        seconds=sum(row['time'] * n for (_, row), n in zip(logged, lengths, strict=True)) or None,
+        losses=[[step, row['loss']] for step, row in logged],
+        validations=[[step, values['mIoU']] for step, values in sorted(scores.items())],
     )
 
 

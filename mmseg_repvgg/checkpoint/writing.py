@@ -115,6 +115,36 @@ def convert_weights(source: str | Path, out: str | Path, to: str) -> str:
     return f'{len(renamed)} tensors: {source} ({found}) -> {out} ({to})'
 
 
+def publish_weights(source: str | Path, folder: Path, stem: str) -> Path:
+    """Write the weights of a training's checkpoint for others to download.
+
+    Args:
+        source: A checkpoint in any form that :func:`read_checkpoint` reads.
+        folder: Where to write ``<stem>-<first 8 digits of the file's SHA-256>.pth``, the name by
+            which PyTorch and mmengine check a download.
+        stem: The beginning of the name.
+
+    Returns:
+        The file: the weights, and the names and colours of the classes if the checkpoint has them.
+
+    Raises:
+        CheckpointError: If ``source`` is not a checkpoint.
+        OSError: If the file cannot be written.
+    """
+    checkpoint = read_checkpoint(source)
+    state = state_dict_of(checkpoint)
+    meta: dict[str, Any] = {STAMP: make_stamp(state, source)}
+    classes = (checkpoint.get('meta') or {}).get('dataset_meta')
+    if classes:
+        meta['dataset_meta'] = {
+            key: classes[key] for key in ('classes', 'palette') if key in classes
+        }
+    temporary = folder / f'{stem}.pth'
+    write_checkpoint(dict(meta=meta, state_dict=dict(state)), temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    return temporary.rename(temporary.with_name(f'{stem}-{digest[:8]}.pth'))
+
+
 def _check_plain(value: Any, where: str, seen: set[int] | None = None) -> None:
     """Raise CheckpointError unless ``torch.load(weights_only=True)`` will read ``value``.
 

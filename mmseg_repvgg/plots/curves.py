@@ -47,11 +47,17 @@ def read_trainings(folders: Sequence[Path]) -> list[Training]:
     return [read_training(*pair) for pair in zip(folders, names, strict=True)]
 
 
-def read_training(folder: Path, name: str = '') -> Training:
+def read_training(folder: Path, name: str = '', evaluations: bool = False) -> Training:
     """Read and join the logs of a training, ``<folder>/<time>/vis_data/scalars.json``.
 
     Where a training was resumed, the later log counts from its first iteration on: what the earlier
     one logged beyond the checkpoint was done again.
+
+    Args:
+        folder: The work folder.
+        name: Of the training.
+        evaluations: Whether logs without a loss count: those of evaluations alone, and of trainings
+            too short to log one.
 
     Raises:
         ValueError: If there is no log of a training, or one is damaged.
@@ -59,7 +65,7 @@ def read_training(folder: Path, name: str = '') -> Training:
     rows: list[tuple[int, dict[str, Any]]] = []
     for file in sorted(folder.glob('*/vis_data/scalars.json')):
         log = _read_log(file)
-        if any('loss' in row for _, row in log):  # not of an evaluation alone
+        if evaluations or any('loss' in row for _, row in log):
             rows = [(i, row) for i, row in rows if i < log[0][0]] + log
     if not rows:
         raise ValueError(

