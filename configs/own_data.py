@@ -11,7 +11,7 @@ images, masks = 'images/{split}', 'masks/{split}'  # folders in data_root; {spli
 img_suffix, seg_map_suffix = '.jpg', '.png'  # image a.jpg has the mask a.png
 lists = ''  # '{split}.txt': files in data_root with a name per line, without suffix
 classes = ('background', 'thing')  # names of the ids 0, 1, ... in the masks
-palette = None  # [[R, G, B], ...], a colour per class; None: random colours
+palette = None  # [[R, G, B], ...], a colour per class; None: colours easy to tell apart
 ignore_index = 255  # the id of void: not learned, not scored
 image_scale = (1024, 576)  # width, height; images are resized to fit into it, before the crop
 crop_size = (512, 512)  # height, width of training crops: multiples of 8
@@ -28,6 +28,10 @@ _base_ = [
 ]
 
 num_classes = len(classes)
+if palette is None:
+    palette = __import__(
+        'mmseg_repvgg.datasets.distinct_colours', fromlist=['distinct_colours']
+    ).distinct_colours(num_classes)
 widths = __import__('mmseg_repvgg.models.arch', fromlist=['ARCHS']).ARCHS[arch].widths
 head = dict(
     num_classes=num_classes,
@@ -100,7 +104,7 @@ train_dataset, val_dataset = (
         ann_file=lists.format(split=split),
         img_suffix=img_suffix,
         seg_map_suffix=seg_map_suffix,
-        metainfo=dict(classes=classes, **(dict(palette=palette) if palette else {})),
+        metainfo=dict(classes=classes, palette=palette),
         ignore_index=ignore_index,
         pipeline=pipeline,
     )

@@ -1,5 +1,7 @@
 """configs/own_data.py: what follows from its settings."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,16 @@ def test_classes_and_void_reach_everything_that_needs_them(tmp_path):
     assert cfg.model.data_preprocessor.seg_pad_val == 6
     (crop,) = (t for t in cfg.train_pipeline if t.type == 'RandomCrop')
     assert crop.ignore_index == 6
+
+
+def test_classes_without_colours_get_some_that_differ(tmp_path):
+    cfg = config(tmp_path, classes=tuple(f'class {i}' for i in range(61)))
+    palette = cfg.train_dataloader.dataset.metainfo.palette
+    assert palette[:2] == [[31, 119, 180], [255, 127, 14]]  # the first two of matplotlib's tab10
+    assert len(palette) == 61
+    assert len({tuple(colour) for colour in palette}) == 60
+    near = [sum(abs(np.subtract(*pair))) for pair in itertools.combinations(palette[:11], 2)]
+    assert min(near) > 60
 
 
 @pytest.mark.parametrize(
