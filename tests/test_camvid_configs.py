@@ -17,6 +17,7 @@ from tests.swap_backbone.families import SIZE, batch, check_fusing, train_one_st
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 CAMVID, REALTIME = sorted(CONFIGS.glob('camvid/*.py')), sorted(CONFIGS.glob('realtime/*.py'))
+RECIPES = sorted(CONFIGS.glob('camvid/recipes/*.py'))
 OTHERS = ('bisenetv2', 'ddrnet_23_slim', 'pidnet_s', 'pspnet_r18', 'stdc1')
 QUICK = ('camvid/uafm_qarepvgg_a0',)
 
@@ -62,6 +63,46 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
     init_default_scope('mmseg')
     for transform in cfg.train_dataloader.dataset.pipeline:
         TRANSFORMS.build(transform)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=name_of)
+def test_a_recipe_changes_only_what_it_names(path):
+    cfg, base = (Config.fromfile(p) for p in (path, CONFIGS / 'camvid/uafm_repvgg_a0.py'))
+    assert f'mmseg-repvgg train configs/camvid/recipes/{path.name}' in path.read_text()
+    differing = {key for key in base if cfg[key] != base[key]}
+    changed = {
+        'ohem': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'}, 'ema': {'custom_hooks'},
+        'no_branch_decay': {'optim_wrapper'}, 'longer': {'train_cfg'},
+        'larger_crops': {'model', 'train_cfg', 'crop_size', 'train_pipeline', 'train_dataloader'},
+    }  # fmt: skip
+    assert differing == changed[path.stem]
+    model = built(cfg)
+    assert model.backbone.arch == built(base).backbone.arch
+    train_one_step(model, cfg)
+
+
+def test_larger_crops_see_as_many_pixels():
+    seen = []
+    for name in ('uafm_repvgg_a0', 'recipes/larger_crops'):
+        cfg = Config.fromfile(CONFIGS / f'camvid/{name}.py')
+        seen.append(np.prod(cfg.model.data_preprocessor.size) * cfg.train_cfg.max_iters)
+        (crop,) = (t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop')
+        assert tuple(crop.crop_size) == tuple(cfg.model.data_preprocessor.size)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
+
+
+def test_class_weights_are_those_of_enet():
+    """From the pixels of each class in the 367 training masks."""
+    pixels = np.array([
+        10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385,
+        184967,
+    ])  # fmt: skip
+    shares = pixels / pixels.sum()
+    weights = 1 / np.log(1.02 + shares)
+    expected = weights / (shares * weights).sum()
+    cfg = Config.fromfile(CONFIGS / 'camvid/recipes/class_weights.py')
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        assert np.allclose(head.loss_decode.class_weight, expected, atol=0.005)
 
 
 def test_the_others_are_there_and_the_plain_network_is_the_fused_form():

@@ -36,8 +36,20 @@ THEIRS = {
     'STDC1-Seg': 'camvid/stdc1.py',
     'PSPNet-R18': 'camvid/pspnet_r18.py',
 }
-TRAINED = {**OURS, **SAME_WHEN_FUSED, **THEIRS}
-"""The config of each network that :mod:`mmseg_repvgg.benchmark.camvid_trainings` trains."""
+NETWORK_CONFIGS = {**OURS, **SAME_WHEN_FUSED, **THEIRS}
+"""The config of each network; they are trained on equal terms."""
+RECIPES = {
+    'OHEM': 'camvid/recipes/ohem.py',
+    'moving average of the weights': 'camvid/recipes/ema.py',
+    'with Lovasz loss': 'camvid/recipes/lovasz.py',
+    'class weights': 'camvid/recipes/class_weights.py',
+    'no weight decay on norms and biases': 'camvid/recipes/no_branch_decay.py',
+    'crops of 360x480, as many pixels': 'camvid/recipes/larger_crops.py',
+    'three times as long': 'camvid/recipes/longer.py',
+}
+"""The first network of :data:`OURS`, trained in other ways."""
+TRAINED = {**NETWORK_CONFIGS, **RECIPES}
+"""All that :mod:`mmseg_repvgg.benchmark.camvid_trainings` trains."""
 BASE = 'PIDNet-S'
 FUSED, REWRITTEN = 'fused', 'rewritten'
 MORE = ('dilation', 'pyramid', 'winograd')

@@ -20,15 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from mmseg_repvgg.atomic_files import atomic_file, make_folder
-from mmseg_repvgg.benchmark.camvid import FUSED, TRAINED, costs, images_per_second
+from mmseg_repvgg.benchmark.camvid import (
+    FUSED,
+    NETWORK_CONFIGS,
+    OURS,
+    RECIPES,
+    TRAINED,
+    costs,
+    images_per_second,
+)
 from mmseg_repvgg.benchmark.page import scatter
 from mmseg_repvgg.benchmark.record import Record, describe_code, describe_machine
 from mmseg_repvgg.checkpoint.writing import publish_weights
 from mmseg_repvgg.markdown import markdown_table
-from mmseg_repvgg.plots.curves import read_training
+from mmseg_repvgg.plots.curves import Training as Curve
+from mmseg_repvgg.plots.curves import draw_curves, read_training
 from mmseg_repvgg.plots.style import bar_height, grouped_bars, new_figure, save
 
-PAGE, PICTURE = 'camvid_trainings.md', 'camvid_trainings.png'
+PAGE, PICTURE, CURVES = 'camvid_trainings.md', 'camvid_trainings.png', 'camvid_curves.png'
 WEIGHTS = 'weights'
 """Folder of the weights that :func:`train_all` writes, one file for each training."""
 TEST = 'test'
@@ -89,7 +98,7 @@ def train_all(
 
     Args:
         out: Folder of the records, and of the work folders in ``out/work``.
-        names: Keys of :data:`TRAINED`; by default all.
+        names: Keys of :data:`TRAINED`; by default the networks, not the recipes.
         seeds: A training for each.
         options: ``key=value`` of ``--cfg-options`` for all trainings.
         say: Called with each line of progress.
@@ -107,7 +116,7 @@ def train_all(
     make_folder(out)
     failures = []
     for seed in seeds:
-        for name in names or TRAINED:
+        for name in names or NETWORK_CONFIGS:
             command = _command(out, name, seed, options)
             path = out / f'{_stem(name)}_seed{seed}.json'
             if path.is_file():
@@ -256,11 +265,15 @@ def write_page(out: Path, speeds: Record | None = None) -> str:
         found.setdefault(training.name, []).append(training)
     if not found:
         raise ValueError(f'{out} holds no records; train with mmseg-repvgg train-camvid {out}')
-    ordered = {name: found[name] for name in TRAINED if name in found}
-    text = f'# Trainings on CamVid\n\n{table(ordered, speeds)}\n\n{_provenance(ordered)}\n'
+    networks = {name: found[name] for name in NETWORK_CONFIGS if name in found}
+    recipes = {name: found[name] for name in RECIPES if name in found}
+    text = f'# Trainings on CamVid\n\n{table(networks, speeds)}\n\n{_provenance(networks)}\n'
+    if recipes:
+        text += f'\n{recipe_table(recipes, found)}\n'
     with atomic_file(out / PAGE) as temporary:
         temporary.write_text(text, encoding='utf-8')
-    plot(ordered, speeds, out / PICTURE)
+    plot(networks, speeds, out / PICTURE)
+    save(draw_curves([curve(runs[0]) for runs in networks.values()]), out / CURVES)
     return text
 
 
@@ -285,6 +298,31 @@ def table(trainings: Mapping[str, Sequence[Training]], speeds: Record | None = N
         lines.append(line)
     titles += [f'images/s, {runtime}' for runtime in runtimes]
     return markdown_table(titles, lines)
+
+
+def recipe_table(
+    recipes: Mapping[str, Sequence[Training]], trained: Mapping[str, Sequence[Training]]
+) -> str:
+    """A row per recipe in Markdown: its mIoU, and the points that it adds with the same seeds."""
+    network = next(iter(OURS))
+    base = {run.seed: run.miou for run in trained.get(network, ())}
+    lines = []
+    for name, runs in sorted(recipes.items(), key=lambda item: -mean_miou(item[1])):
+        gains = [run.miou - base[run.seed] for run in runs if run.seed in base]
+        gain = f'{statistics.mean(gains):+.2f}' if gains else None
+        lines.append([name, f'{mean_miou(runs):.2f}', gain, str(len(runs)), str(runs[0].images)])
+    return markdown_table(
+        [f'{network}, trained with', 'mIoU, %', 'points more', 'seeds', 'crops'], lines
+    )
+
+
+def curve(training: Training) -> Curve:
+    """A training for :func:`mmseg_repvgg.plots.curves.draw_curves`."""
+    rows: list[tuple[int, dict[str, Any]]] = [
+        *((int(step), dict(loss=loss)) for step, loss in training.losses),
+        *((int(step), dict(mIoU=miou)) for step, miou in training.validations),
+    ]
+    return Curve(training.name, sorted(rows, key=lambda row: row[0]))
 
 
 def mean_miou(runs: Sequence[Training]) -> float:

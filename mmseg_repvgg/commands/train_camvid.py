@@ -1,7 +1,8 @@
 """Train all networks of configs/camvid on equal terms: ``mmseg-repvgg train-camvid``.
 
 One at a time, each by a command of its own; run again, it goes on where it stopped. Writes
-OUT/NAME_seedN.json for each, and OUT/camvid_trainings.md and .png for all that are there.
+OUT/NAME_seedN.json for each, and OUT/camvid_trainings.md and pictures for all that are there.
+Recipes, other ways to train the first network, are trained if they are named.
 """
 
 import argparse

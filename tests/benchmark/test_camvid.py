@@ -36,7 +36,7 @@ def test_the_speed_of_every_network_is_measured_fused():
     ]  # fmt: skip
     configs = {Path(p).stem for p in camvid.TRAINED.values()}
     folder = Path(__file__).parents[2] / 'configs' / 'camvid'
-    assert configs == {path.stem for path in folder.glob('*.py')}
+    assert configs == {path.stem for path in folder.rglob('*.py')}
 
 
 def speeds():
@@ -202,7 +202,13 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
     lines = write_page(tmp_path).splitlines()
     assert '| RepVGG-A0 + UAFM | 32.00 | 30.00 to 34.00 | 72.50 | 2 |' in lines  # 110 s
     assert '| PIDNet-S | 30.00 | - | 72.50 | 2 |' in lines
-    assert (tmp_path / 'camvid_trainings.png').stat().st_size > 1000
+    for name in ('camvid_trainings.png', 'camvid_curves.png'):
+        assert (tmp_path / name).stat().st_size > 1000
+    assert not any('OHEM' in line for line in lines)
+    recipe = Training(**{**vars(other), 'name': 'OHEM', 'seed': 1, 'miou': 34.5})
+    recipe.write(tmp_path / 'ohem_seed1.json')  # 0.5 more than the network with the same seed
+    assert '| OHEM | 34.50 | +0.50 | 1 | 320 |' in write_page(tmp_path).splitlines()
+    (tmp_path / 'ohem_seed1.json').unlink()
     speeds().write(tmp_path / 'camvid.json')
     monkeypatch.setattr(
         'sys.argv', ['x', str(tmp_path), '--table', '--speeds', str(tmp_path / 'camvid.json')]
