@@ -72,6 +72,7 @@ def test_a_recipe_changes_only_what_it_names(path):
     differing = {key for key in base if cfg[key] != base[key]}
     changed = {
         'ohem': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'}, 'ema': {'custom_hooks'},
+        'distilled': {'custom_hooks'},
         'no_branch_decay': {'optim_wrapper'}, 'longer': {'train_cfg'},
         'larger_crops': {'model', 'train_cfg', 'crop_size', 'train_pipeline', 'train_dataloader'},
     }  # fmt: skip

@@ -44,6 +44,7 @@ RECIPES = {
     'with Lovasz loss': 'camvid/recipes/lovasz.py',
     'class weights': 'camvid/recipes/class_weights.py',
     'no weight decay on norms and biases': 'camvid/recipes/no_branch_decay.py',
+    'distilled from B0': 'camvid/recipes/distilled.py',
     'crops of 360x480, as many pixels': 'camvid/recipes/larger_crops.py',
     'three times as long': 'camvid/recipes/longer.py',
 }

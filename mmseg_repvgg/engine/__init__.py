@@ -3,6 +3,7 @@
 from mmseg_repvgg.engine.checkpoint_hook import SafeCheckpointHook
 from mmseg_repvgg.engine.data_check_hook import DataCheckHook
 from mmseg_repvgg.engine.deploy_hook import RepVGGDeployHook
+from mmseg_repvgg.engine.distillation_hook import DistillationHook
 from mmseg_repvgg.engine.distributed import CPUDistributedDataParallel
 from mmseg_repvgg.engine.int8_training_hook import Int8TrainingHook
 from mmseg_repvgg.engine.label_hook import LabelCheckHook
@@ -15,6 +16,7 @@ __all__ = [
     'CPUDistributedDataParallel',
     'CpuAmpOptimWrapper',
     'DataCheckHook',
+    'DistillationHook',
     'Int8TrainingHook',
     'LabelCheckHook',
     'LoadCheckHook',
