@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.fuse import load_training_model, test_inputs
 from mmseg_repvgg.engine import launch
-from mmseg_repvgg.plots import classes, curves, layers
+from mmseg_repvgg.plots import classes, curves, layers, predictions
 from mmseg_repvgg.plots.style import check_suffix, save
 from mmseg_repvgg.reparam.equivalence import random_images, tolerance_of
 
@@ -60,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         'files', nargs='+', type=Path, metavar='JSON', help='files of mmseg-repvgg plot confusion'
     )
     kind.add_argument('--sort', action='store_true', help='the best class first')
+    kind = add(
+        'predictions', 'images, their labels, and what one or several models predict', _predictions
+    )
+    kind.add_argument(
+        'models',
+        nargs='+',
+        metavar='CONFIG CHECKPOINT',
+        help='a config and its checkpoint, or more',
+    )
+    kind.add_argument('--images', type=int, default=8, help='how many (%(default)s)')
     add('branches', 'norms of the kernels of every branch, by layer', _branches, model)
     kind = add(
         'difference',
@@ -86,6 +96,15 @@ def _confusion(args: argparse.Namespace, out: Path) -> Figure:
 
 def _classes(args: argparse.Namespace, out: Path) -> Figure:
     return classes.draw_classes([classes.Confusion.read(f) for f in args.files], args.sort)
+
+
+def _predictions(args: argparse.Namespace, out: Path) -> Figure:
+    if len(args.models) % 2:
+        raise ValueError('give a checkpoint after each config: CONFIG CHECKPOINT ...')
+    pairs = zip(args.models[::2], args.models[1::2], strict=True)
+    return predictions.draw_predictions(
+        [predictions.predict(launch.load_config(c), w, args.images) for c, w in pairs]
+    )
 
 
 def _branches(args: argparse.Namespace, out: Path) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -56,7 +56,7 @@ def build_model(cfg: Config, state: dict[str, Any], source: str) -> nn.Module:
         CheckpointError: If the weights do not fit the model.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    model = MODELS.build(model_settings(cfg))
+    model = MODELS.build(ConfigDict(model_settings(cfg)))  # test_cfg is read by attributes
     load_strictly(model, state, source)
     model.eval()
     return model
