@@ -136,8 +136,9 @@ setup(
             'onnxscript>=0.5',  # PyTorch's ONNX exporter
             *RUNTIMES.values(),
         ],
-        # To quantize OpenVINO files, next to deploy. ONNX Runtime quantizes ONNX files itself.
-        'int8': ['nncf>=3.4'],
+        # To quantize OpenVINO and PyTorch files, next to deploy. ONNX Runtime quantizes ONNX files
+        # itself.
+        'int8': ['nncf>=3.4', 'torchao>=0.18'],
         # A service: one runtime, OpenCV without a window, and Pillow, which writes label maps.
         **{n: ['opencv-python-headless', 'pillow', package] for n, package in RUNTIMES.items()},
         'serve': SERVE,  # the HTTP service, next to one of these runtimes

@@ -115,7 +115,7 @@ def main() -> None:
 def _add_int8(parser: argparse.ArgumentParser) -> None:
     """Add the options of int8; None means that one was not given."""
     group = parser.add_argument_group('int8', 'see docs/int8.md')
-    group.add_argument('--int8', action='store_true', help='quantize to int8 (.onnx, .xml)')
+    group.add_argument('--int8', action='store_true', help='quantize to int8 (.onnx, .xml, .pt2)')
     group.add_argument(
         '--calibration',
         metavar='DATA',

@@ -55,7 +55,7 @@ def check_tensorrt(path: Path) -> None:
         ValueError: If it does not; lists the operators.
     """
     model = onnx.load(str(path), load_external_data=False)
-    found = sorted(set(_unsupported(model)))
+    found = sorted(set(_unsupported(model, path.parent)))
     if found:
         raise ValueError(
             f'TensorRT does not support {", ".join(found)} of this network. Export with '
@@ -63,18 +63,21 @@ def check_tensorrt(path: Path) -> None:
         )
 
 
-def _unsupported(model: onnx.ModelProto) -> Iterator[str]:
+def _unsupported(model: onnx.ModelProto, folder: Path) -> Iterator[str]:
     for opset in model.opset_import:
         if opset.domain not in ('', 'ai.onnx'):
             yield f'operators of {opset.domain}'
         elif opset.version not in OPSETS:
             yield f'opset {opset.version}'
-    zeros = {t.name for t in model.graph.initializer if not onnx.numpy_helper.to_array(t).any()}
-    constants = {'', *(tensor.name for tensor in model.graph.initializer)}  # '' is an omitted input
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = {'', *tensors}  # '' is an omitted input
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
             yield node.op_type
-        elif node.op_type in QUANTIZING and not zeros.issuperset(node.input[2:3]):
+        elif node.op_type in QUANTIZING and not all(
+            name in tensors and not onnx.numpy_helper.to_array(tensors[name], str(folder)).any()
+            for name in node.input[2:3]
+        ):
             yield f'{node.op_type} with a zero point (export with --symmetric)'
         elif node.op_type == 'Resize':
             yield from _unsupported_resize(node)

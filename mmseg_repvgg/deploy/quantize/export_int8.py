@@ -28,12 +28,14 @@ from mmseg_repvgg.deploy.quantize.sensitivity import (
     simulate,
     table,
 )
+from mmseg_repvgg.deploy.quantize.torch_pt2e import quantize_torch
 from mmseg_repvgg.reparam.equalize import equalize
 from mmseg_repvgg.reparam.equivalence import EquivalenceError
 
 QUANTIZERS: dict[str, tuple[Callable[..., None], str]] = {
     'onnx': (quantize_onnx, 'onnxruntime'),
     'openvino': (quantize_openvino, 'nncf'),
+    'torch': (quantize_torch, 'torchao'),
 }
 """By format: a function that quantizes a file, and the package that does it."""
 

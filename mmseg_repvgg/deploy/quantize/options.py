@@ -13,6 +13,7 @@ from mmseg_repvgg.deploy.quantize.rounding import Scheme
 CALIBRATORS: dict[str, tuple[str, ...]] = {
     'onnx': ('min-max', 'percentile', 'entropy'),
     'openvino': ('min-max', 'percentile'),
+    'torch': ('min-max',),
 }
 """By format: how the range of a feature map is chosen, the default first."""
 
@@ -74,7 +75,8 @@ class Int8Options:
         """
         if model_format not in CALIBRATORS:
             raise ValueError(
-                f'int8 is not written as {model_format}: give an OUT that ends in .onnx or .xml'
+                f'int8 is not written as {model_format}: give an OUT that ends in .onnx, .xml or '
+                '.pt2'
             )
         known = CALIBRATORS[model_format]
         if self.calibrator not in known:

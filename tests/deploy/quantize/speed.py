@@ -30,7 +30,7 @@ from mmseg_repvgg.deploy.runtimes import load_runtime
 from mmseg_repvgg.engine.launch import load_config
 
 SIZE = (713, 713)
-RUNTIMES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
+RUNTIMES = {'onnxruntime': '.onnx', 'openvino': '.xml', 'torch': '.pt2'}
 REWRITES = ['branches', 'batchnorm', 'dilation', 'pyramid', 'winograd']
 
 
