@@ -18,6 +18,7 @@ SIZE, QUICK_SIZE = (360, 480), (64, 96)
 
 OURS = {
     'RepVGG-A0 + UAFM': 'camvid/uafm_repvgg_a0.py',
+    'RepVGG-A0 short + UAFM': 'camvid/uafm_repvgg_a0_short.py',
     'RepVGG-A1 + UAFM': 'camvid/uafm_repvgg_a1.py',
     'RepVGG-A2 + UAFM': 'camvid/uafm_repvgg_a2.py',
     'RepVGG-B0 + UAFM': 'camvid/uafm_repvgg_b0.py',

@@ -1,0 +1,20 @@
+"""RepVGG-A0 with 8 instead of 14 layers in stage 4, and PP-LiteSeg's decoder, from scratch.
+
+Command: mmseg-repvgg train configs/camvid/uafm_repvgg_a0_short.py
+Hardware: a CPU.
+Expected: unknown, it was not trained here.
+"""
+
+_base_ = [
+    '../_base_/models/uafm_repvgg.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/schedules/camvid.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(256, 320)),
+    backbone=dict(arch=dict(num_blocks=(2, 4, 8, 1), width_factor=(0.75, 0.75, 0.75, 2.5))),
+    decode_head=dict(in_channels=[96, 192, 1280], num_classes=11),
+    auxiliary_head=dict(in_channels=192, num_classes=11),
+)
