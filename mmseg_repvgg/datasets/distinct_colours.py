@@ -1,5 +1,7 @@
 """Colours that are easy to tell apart, for classes without colours of their own."""
 
+from typing import Any
+
 import matplotlib
 
 
@@ -12,16 +14,9 @@ def distinct_colours(count: int) -> list[list[int]]:
     Returns:
         RGB values from 0 to 255. The first 60 are different; after them they begin again.
     """
-    strong, pale, *more = (
-        matplotlib.colormaps[name].colors[start::step]
-        for name, start, step in (
-            ('tab20', 0, 2),
-            ('tab20', 1, 2),
-            ('tab20b', 0, 1),
-            ('tab20c', 0, 1),
-        )
-    )
-    colours = [*strong, *pale, *(colour for part in more for colour in part)]
+    maps: Any = matplotlib.colormaps
+    pairs = maps['tab20'].colors
+    colours = [*pairs[::2], *pairs[1::2], *maps['tab20b'].colors, *maps['tab20c'].colors]
     return [
         [round(255 * part) for part in colours[index % len(colours)][:3]] for index in range(count)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,7 +58,7 @@ def predict(cfg: Config, checkpoint: str, count: int) -> Predictions:
     """
     if count < 1:
         raise ValueError(f'the number of images must be at least 1, not {count}')
-    model, _ = load_segmentor(cfg, checkpoint)
+    model: Any = load_segmentor(cfg, checkpoint)[0]
     dataset = build_test_set(cfg)
     if not len(dataset):
         raise ValueError('the config has no test_dataloader with images')

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.export import Dim
 
 from mmseg_repvgg.deploy.quantize.options import Int8Options, check_found
@@ -102,6 +103,9 @@ def _quantizer(options: Int8Options, in_float: set[bytes]) -> Any:
 
     class OneScale(PerChannelMinMaxObserver):
         """The same scale for every channel: the compiler knows only lists of scales."""
+
+        min_val: Tensor
+        max_val: Tensor
 
         def calculate_qparams(self) -> Any:
             self.min_val = self.min_val.amin().expand_as(self.min_val).contiguous()

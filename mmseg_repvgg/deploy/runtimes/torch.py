@@ -34,7 +34,7 @@ class TorchRuntime(Runtime):
             torch.set_num_threads(self.threads)
         # unlike Module.to, it also moves constants of the graph
         program = move_to_device_pass(torch.export.load(self.path), self.device)
-        self.module = program.module()
+        self.module: Any = program.module()
         self._settings: Callable[[], Any] = nullcontext
         if self.info.precision == 'int8' and _has_compiler():
             self.module = torch.compile(self.module)
