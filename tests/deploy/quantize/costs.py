@@ -35,12 +35,14 @@ SETTINGS = {
 }
 
 
-def measure(cfg, checkpoints, folder, options, images, check_images):
+def measure(cfg, checkpoints, folder, options, images, check_images, only):
     """Export every setting in every format, and write a line for each."""
     lines = folder / 'costs.jsonl'
     done = read(lines)
     for per_tensor in (False, True):
         for name, (network, chosen) in SETTINGS.items():
+            if only and name not in only:
+                continue
             for suffix, kind in FORMATS.items():
                 key = [name, per_tensor, kind]
                 if any(line['key'] == key for line in done):
@@ -83,7 +85,7 @@ def table(records):
     kinds = [(tensor, kind) for tensor in (False, True) for kind in FORMATS.values()]
     titles = [f'{kind}, per {"tensor" if tensor else "channel"}' for tensor, kind in kinds]
     rows = []
-    for name in SETTINGS:
+    for name in dict.fromkeys(record['key'][0] for record in records):
         cells = []
         for tensor, kind in kinds:
             found = [r for r in records if r['key'] == [name, tensor, kind]]
@@ -108,13 +110,20 @@ def main():
     parser.add_argument('--size', type=int, nargs=2, required=True)
     parser.add_argument('--images', type=int, default=64)
     parser.add_argument('--check-images', type=int, default=40)
+    parser.add_argument('--only', nargs='+', choices=SETTINGS, help='these settings')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     cfg = load_config(args.config, args.cfg_options)
     cfg, checkpoints = write_networks(cfg, args.checkpoint, args.folder)
     records = measure(
-        cfg, checkpoints, args.folder, tuple(args.size), args.images, args.check_images
+        cfg,
+        checkpoints,
+        args.folder,
+        tuple(args.size),
+        args.images,
+        args.check_images,
+        args.only,
     )
     float32 = records[0]['quality']['onnxruntime']['miou_float32']
     text = f'float32: mIoU {float32:.2f}\n\n{table(records)}\n'
