@@ -34,7 +34,7 @@ RUNTIMES = {'onnxruntime': '.onnx', 'openvino': '.xml', 'torch': '.pt2'}
 REWRITES = ['branches', 'batchnorm', 'dilation', 'pyramid', 'winograd']
 
 
-def write_files(config, folder, images):
+def write_files(config, folder, images, runtimes):
     """Write fp32 and int8 files of a network with random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / 'random.pth'
@@ -43,7 +43,7 @@ def write_files(config, folder, images):
     options = Options(SIZE)
     unchecked = mock.patch('mmseg_repvgg.deploy.export.verify', lambda *_, **__: [])
     with unchecked, mock.patch.object(Expected, 'compare', lambda *_: []):
-        for suffix in RUNTIMES.values():
+        for suffix in map(RUNTIMES.__getitem__, runtimes):
             for name, chosen in (('fp32', options), ('int8', replace(options, int8=int8))):
                 out = folder / f'{name}{suffix}'
                 cfg = load_config(config)
@@ -58,16 +58,20 @@ def exported(path, runtime, threads):
     return Built(lambda: network(images))
 
 
-def time_files(config, folder, protocol):
+def time_files(config, folder, protocol, runtimes):
     """Time the files of a folder in turn, and print ratios with their 95 % intervals."""
     here = 'tests.deploy.quantize.speed:exported'
     candidates = [
         Candidate(
             f'{runtime} {name}',
             here,
-            dict(path=str(folder / f'{name}{suffix}'), runtime=runtime, threads=protocol.threads),
+            dict(
+                path=str(folder / f'{name}{RUNTIMES[runtime]}'),
+                runtime=runtime,
+                threads=protocol.threads,
+            ),
         )
-        for runtime, suffix in RUNTIMES.items()
+        for runtime in runtimes
         for name in ('fp32', 'int8')
     ]
     settings = dict(config=config, rewrites=REWRITES, runtime='pytorch', size=list(SIZE))
@@ -76,7 +80,8 @@ def time_files(config, folder, protocol):
     for name, row in rows.items():
         times = row.failure or f'median {statistics.median(row.seconds):.3f} s'
         print(f'{name}: {times}; {[round(s, 3) for s in row.seconds]}')
-    for runtime, suffix in RUNTIMES.items():
+    for runtime in runtimes:
+        suffix = RUNTIMES[runtime]
         slow, fast = (rows[f'{runtime} {name}'].seconds for name in ('fp32', 'int8'))
         files = [folder / f'{name}{suffix}' for name in ('int8', 'fp32')]
         sizes = [
@@ -95,15 +100,16 @@ def main():
     parser.add_argument('config')
     parser.add_argument('folder', type=Path)
     parser.add_argument('--images', type=Path, help='write the files')
+    parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=2)
     args = parser.parse_args()
     if args.images:
         torch.manual_seed(0)
-        write_files(args.config, args.folder, args.images)
+        write_files(args.config, args.folder, args.images, args.runtimes)
     else:
         protocol = Protocol(rounds=args.rounds, warm_up=1, threads=args.threads)
-        time_files(args.config, args.folder, protocol)
+        time_files(args.config, args.folder, protocol, args.runtimes)
 
 
 if __name__ == '__main__':
