@@ -56,7 +56,7 @@ def _has_compiler() -> bool:
 
     try:
         get_cpp_compiler()
-        import torchao.quantization.pt2e.inductor_passes.x86  # noqa: F401  # the kernels of int8
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
     except Exception as error:  # of the compiler's own type
         warnings.warn(
             'int8 in PyTorch needs a C++ compiler, such as g++, and torchao (pip install torchao). '

@@ -1,5 +1,8 @@
 """PyTorch files in int8, by torchao."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,14 @@ from mmseg_repvgg.deploy.write_formats import write_torch
 pytest.importorskip('torchao')
 
 SIZE = (64, 128)
+COUNT = """
+import sys
+import numpy as np
+from mmseg_repvgg.deploy.runtimes import load_runtime
+from torch._dynamo.utils import counters
+load_runtime(sys.argv[1])(np.zeros((1, 3, 64, 128), np.float32))
+print(counters['inductor']['qconv_weight_prepack_matcher_count'])
+"""
 LOOSE = dict(images=3, check_images=3, agreement=0, miou_drop=100)  # random features
 
 
@@ -105,6 +116,11 @@ def test_an_export_runs_compiled(segmentor, tmp_path):
     network = load_runtime(report.path, threads=1)
     for found in (network(images), np.concatenate([network(i[None]) for i in images])):
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    # in another process, which has not quantized anything, the compiler takes its kernels too
+    done = subprocess.run(
+        [sys.executable, '-c', COUNT, str(report.path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) >= 10
     float32 = export(cfg, checkpoint, tmp_path / 'f.pt2', options=Options(SIZE))
     assert weight_bytes(report.path) < 0.4 * weight_bytes(float32.path)
 
