@@ -298,7 +298,9 @@ def test_a_model_wrapped_in_ddp_stays_wrapped(scenes, tmp_path, evaluated):
         states, losses = [], []
         for name, hooks in (('without', []), ('with', [dict(type='RepVGGDeployHook')])):
             evaluated.clear()
-            cfg = runner_cfg(scenes, tmp_path / name, custom_hooks=hooks)
+            # runs of one second would share the log of one name
+            changes = dict(custom_hooks=hooks, experiment_name=f'ddp {name}')
+            cfg = runner_cfg(scenes, tmp_path / name, **changes)
             runner = Runner.from_cfg(cfg)
             runner.model = MMDistributedDataParallel(runner.model)
             runner.train()
