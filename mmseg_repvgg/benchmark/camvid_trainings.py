@@ -267,6 +267,7 @@ def write_page(out: Path, speeds: Record | None = None) -> str:
         raise ValueError(f'{out} holds no records; train with mmseg-repvgg train-camvid {out}')
     networks = {name: found[name] for name in NETWORK_CONFIGS if name in found}
     recipes = {name: found[name] for name in RECIPES if name in found}
+    networks = networks or recipes  # if nothing else was trained
     text = f'# Trainings on CamVid\n\n{table(networks, speeds)}\n\n{_provenance(networks)}\n'
     if recipes:
         text += f'\n{recipe_table(recipes, found)}\n'

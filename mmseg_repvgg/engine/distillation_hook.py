@@ -77,6 +77,7 @@ class DistillationHook(Hook):
         """Load the teacher, and let the student's loss ask it."""
         if not acts(self, runner):
             return
+        self.after_train(runner)  # of a training that broke off
         student = unwrapped(runner.model)
         head = _last_head(student)
         self.teacher = self._load()

@@ -209,6 +209,9 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
     recipe.write(tmp_path / 'ohem_seed1.json')  # 0.5 more than the network with the same seed
     assert '| OHEM | 34.50 | +0.50 | 1 | 320 |' in write_page(tmp_path).splitlines()
     (tmp_path / 'ohem_seed1.json').unlink()
+    (tmp_path / 'alone').mkdir()
+    recipe.write(tmp_path / 'alone' / 'ohem_seed1.json')
+    assert '| OHEM | 34.50 | - | 1 | 320 |' in write_page(tmp_path / 'alone').splitlines()
     speeds().write(tmp_path / 'camvid.json')
     monkeypatch.setattr(
         'sys.argv', ['x', str(tmp_path), '--table', '--speeds', str(tmp_path / 'camvid.json')]

@@ -101,6 +101,9 @@ def test_the_loss_is_that_of_the_teacher_in_training_form(scenes, tmp_path, teac
             before(data['inputs'], mode='tensor'), unfused(data['inputs'], mode='tensor')
         )
     assert loss.item() == pytest.approx(2 * expected.item(), rel=1e-4)
+    hook.before_train(runner)  # as after a training that broke off: not twice
+    again = student(**data, mode='loss')['loss_distillation']
+    assert again.item() == pytest.approx(loss.item(), rel=1e-4)
     loss.backward()
     assert student.backbone.stem.branch_3x3.conv.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in hook.teacher.parameters())
