@@ -1,6 +1,7 @@
 """The curated configs: what they say, that the tool writes them, and that they train and fuse."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.benchmark.dropin import CURATED, OURS
 from mmseg_repvgg.checkpoint.mmengine_loader import PUBLISHED
+from mmseg_repvgg.models.arch import get_arch
 from mmseg_repvgg.swap_backbone import swap_backbone
 from mmseg_repvgg.swap_backbone.bases import find_config
 from tests.swap_backbone.families import SIZE, check_fusing, train_one_step
@@ -41,10 +43,14 @@ def test_command_hook_warm_up_and_weights(path):
     assert (poly.type, poly.begin, poly.end) == ('PolyLR', 1000, cfg.train_cfg.max_iters)
     assert cfg.tta_model.type == 'SegTTAModel' and cfg.tta_pipeline
     assert 'mmseg_repvgg' in cfg.custom_imports.imports
-    assert cfg.model.pretrained == PUBLISHED[cfg.model.backbone.arch]
+    assert cfg.model.pretrained == PUBLISHED.get(cfg.model.backbone.arch)
     init_default_scope(cfg.default_scope)
     init_cfg = MODELS.build(cfg.model).backbone.init_cfg
-    assert init_cfg == dict(type='Pretrained', checkpoint=cfg.model.pretrained, prefix='backbone.')
+    if cfg.model.pretrained is None:  # L2pse
+        assert 'Pretrained' not in str(init_cfg) and 'random weights' in text
+    else:
+        weights = dict(type='Pretrained', checkpoint=cfg.model.pretrained, prefix='backbone.')
+        assert init_cfg == weights
 
 
 @pytest.mark.parametrize('name', CHILDREN)
@@ -79,6 +85,11 @@ def test_they_train_and_fuse(path):
     cfg = Config.fromfile(path)
     cfg.model.data_preprocessor.size = SIZE
     cfg.model.pretrained = None
+    arch = get_arch(cfg.model.backbone.arch)
+    if arch.se_cfg:
+        # 24 layers with gates are chaotic with random statistics: in float64 the maps of stage 3
+        # move as far by 1e-14 added to the image as by fusing
+        cfg.model.backbone.arch = dict(asdict(arch), num_blocks=(2, 2, 2, 1))
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)

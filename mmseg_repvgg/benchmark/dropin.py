@@ -51,6 +51,16 @@ CURATED = {
         'mmseg::ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024',
         'ResNet-101',
     ),
+    'UPerNet D2se': Curated(
+        'dropin/upernet_repvgg_d2se.py',
+        'mmseg::upernet_r101_4xb2-80k_cityscapes-512x1024',
+        'ResNet-101',
+    ),
+    'OCRNet L2pse': Curated(
+        'dropin/ocrnet_repvgg_l2pse.py',
+        'mmseg::ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024',
+        'ResNet-101',
+    ),
 }
 OURS = {
     'FPN-64 A0': 'dropin/realtime_repvgg_a0.py',
