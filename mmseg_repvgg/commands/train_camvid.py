@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from mmseg_repvgg.benchmark.camvid import TRAINED
-from mmseg_repvgg.benchmark.camvid_trainings import train_all, write_page
+from mmseg_repvgg.benchmark.camvid_page import write_page
+from mmseg_repvgg.benchmark.camvid_trainings import train_all
 from mmseg_repvgg.benchmark.record import Record
 from mmseg_repvgg.command_line import user_errors
 

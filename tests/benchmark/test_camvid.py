@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmseg_repvgg.benchmark import camvid, camvid_trainings, networks
-from mmseg_repvgg.benchmark.camvid_trainings import Training, read_scalars, train_all, write_page
+from mmseg_repvgg.benchmark.camvid_page import table, write_page
+from mmseg_repvgg.benchmark.camvid_trainings import Training, read_scalars, train_all
 from mmseg_repvgg.benchmark.candidate import Row
 from mmseg_repvgg.benchmark.protocol import Protocol
 from mmseg_repvgg.benchmark.record import make_record
@@ -223,6 +224,14 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
         '| PIDNet-S | 30.00 | - | 72.50 | 2 | 2.50 | 3.2 | 5.0 |'
     )
     assert (tmp_path / 'camvid_trainings.md').read_text().splitlines() == lines[:-1]
+    rows = [
+        Row('RepVGG-A0 + UAFM, fused', 'pytorch', {}, 1, [0.1], dict(parameters=1, flops=1)),
+        Row('RepVGG-A0 + UAFM, rewritten', 'pytorch', {}, 1, [0.05], {}),
+    ]
+    record = make_record('camvid', rows, Protocol(threads=2))
+    titles, _, line = table({'RepVGG-A0 + UAFM': [other]}, record).splitlines()
+    assert titles.endswith('| images/s, pytorch | images/s, pytorch rewritten |')
+    assert line.endswith('| 10.0 | 20.0 |')
     (tmp_path / 'pidnet_s_seed0.json').write_text('{}')
     with pytest.raises(SystemExit, match='error: .*pidnet_s_seed0.json is not a record of'):
         command.main()
