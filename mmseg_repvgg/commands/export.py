@@ -10,7 +10,7 @@ PyTorch; otherwise nothing is written.
 
 import argparse
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from mmseg_repvgg.command_line import config_parser, user_errors
@@ -26,6 +26,31 @@ from mmseg_repvgg.engine import launch
 def main() -> None:
     """Parse the options, export, and print the report."""
     parser = config_parser(__doc__, 'config of the checkpoint')
+    _add_options(parser)
+    _add_int8(parser)
+    args = parser.parse_args()
+    if args.web_runtime and not args.web:
+        parser.error('--web-runtime has no effect without --web')
+    with user_errors('export'), ExitStack() as stack:
+        options = _options(parser, args)
+        cfg = launch.load_config(args.config, args.cfg_options)
+        if args.triton:
+            check_repository(args.out, args.triton)
+        runtime, check = None, None
+        if args.web:
+            check_page(args.out, args.web)
+            check = check_description
+            if needs_runtime(args.web):
+                runtime = stack.enter_context(web_runtime(args.web_runtime))
+        print(export(cfg, args.checkpoint, args.out, args.model_format, options, check))
+        if args.triton:
+            print(f'wrote {write_repository(args.out, args.triton)}')
+        if args.web:
+            print(f'wrote {write_page(args.out, args.web, runtime)}')
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options but those of int8."""
     parser.add_argument('checkpoint', help='training or fused checkpoint')
     parser.add_argument('out', help='file to write: ' + ', '.join(FORMATS.values()))
     parser.add_argument(
@@ -77,9 +102,10 @@ def main() -> None:
     parser.add_argument('--tolerance', type=float, help='largest relative difference of logits')
     parser.add_argument('--agreement', type=float, help='smallest share of pixels of equal class')
     parser.add_argument('--fp16', action='store_true', help='float16 weights (.onnx, .xml, .mnn)')
-    _add_int8(parser)
-    args = parser.parse_args()
-    options = Options(
+
+
+def _options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
+    return Options(
         size=args.size and tuple(args.size),
         dynamic_batch=args.dynamic_batch,
         dynamic_size=args.dynamic_size,
@@ -91,25 +117,8 @@ def main() -> None:
         tolerance=args.tolerance,
         agreement=args.agreement,
         fp16=args.fp16,
+        int8=_int8_options(parser, args),
     )
-    if args.web_runtime and not args.web:
-        parser.error('--web-runtime has no effect without --web')
-    with user_errors('export'), ExitStack() as stack:
-        options = replace(options, int8=_int8_options(parser, args))
-        cfg = launch.load_config(args.config, args.cfg_options)
-        if args.triton:
-            check_repository(args.out, args.triton)
-        runtime, check = None, None
-        if args.web:
-            check_page(args.out, args.web)
-            check = check_description
-            if needs_runtime(args.web):
-                runtime = stack.enter_context(web_runtime(args.web_runtime))
-        print(export(cfg, args.checkpoint, args.out, args.model_format, options, check))
-        if args.triton:
-            print(f'wrote {write_repository(args.out, args.triton)}')
-        if args.web:
-            print(f'wrote {write_page(args.out, args.web, runtime)}')
 
 
 def _add_int8(parser: argparse.ArgumentParser) -> None:
