@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmseg_repvgg.checks import check_integer
+from mmseg_repvgg.deploy.runtimes.base import num_cores
 
 OBJECT_STORE = 512 * 2**20
 """Bytes of Ray's memory for names of images and rows, started on this machine."""
@@ -97,10 +98,3 @@ def _count(workers: Workers) -> int:
     if workers.count is not None:
         return workers.count
     return max(1, int(ray.cluster_resources().get('CPU', 1)) // workers.threads)
-
-
-def num_cores() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

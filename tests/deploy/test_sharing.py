@@ -1,6 +1,7 @@
 """One loaded model in many threads and processes, in every runtime."""
 
 import multiprocessing
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,17 @@ def wrong(run):
 def test_threads_that_share_a_segmenter_get_their_own_labels(models, runtime):
     pytest.importorskip(RUNTIMES[runtime].needs)
     assert wrong(Segmenter(models(runtime), runtime, threads=1)) == 0
+
+
+def test_openvino_runs_as_many_calls_at_once_as_there_are_cpus(models, monkeypatch):
+    """INFERENCE_NUM_THREADS is of all streams together; calls beyond the streams wait."""
+    pytest.importorskip('openvino')
+    monkeypatch.setattr('mmseg_repvgg.deploy.runtimes.openvino.num_cores', lambda: 2)
+    for threads, streams in ((1, 2), (2, 1), (3, 1)):
+        model = load_runtime(models('openvino'), 'openvino', threads=threads).model
+        assert int(model.get_property('NUM_STREAMS')) == streams
+        if threads * streams <= os.cpu_count():
+            assert model.get_property('INFERENCE_NUM_THREADS') == threads * streams
 
 
 def test_the_comparison_sees_buffers_that_are_shared(models):

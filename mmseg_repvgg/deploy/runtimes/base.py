@@ -83,3 +83,10 @@ class Runtime(ABC):
 
         Several threads may call it at once.
         """
+
+
+def num_cores() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -11,7 +10,7 @@ import MNN.expr
 import MNN.nn
 import numpy as np
 
-from mmseg_repvgg.deploy.runtimes.base import Runtime
+from mmseg_repvgg.deploy.runtimes.base import Runtime, num_cores
 
 WINOGRAD_MEMORY_LEVEL = 3
 """The number of this hint in MNN (``Interpreter::HintMode``)."""
@@ -36,9 +35,7 @@ class MnnRuntime(Runtime):
             raise ValueError(f"device={device!r}: MNN is run on 'cpu' only")
         if winograd_level not in (0, 1, 2, 3):
             raise ValueError(f'winograd_level={winograd_level!r} must be one of (0, 1, 2, 3)')
-        settings = dict(
-            backend='CPU', precision='high', numThread=self.threads or os.cpu_count() or 1
-        )
+        settings = dict(backend='CPU', precision='high', numThread=self.threads or num_cores())
         manager: Any = MNN.nn.create_runtime_manager((settings,))
         manager.set_hint(WINOGRAD_MEMORY_LEVEL, winograd_level)
         output = 'labels' if self.info.argmax_inside else 'logits'
@@ -49,7 +46,7 @@ class MnnRuntime(Runtime):
         self.lock = threading.Lock()  # a module has one set of buffers
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """As :meth:`Runtime.run`; threads take turns."""
+        """As :meth:`Runtime.run`; threads take turns, because MNN keeps Python's lock meanwhile."""
         with self.lock:
             var = MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)
             outputs = self.module.forward([var])

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import openvino
 
-from mmseg_repvgg.deploy.runtimes.base import Runtime
+from mmseg_repvgg.deploy.runtimes.base import Runtime, num_cores
 
 COMBINED = ('AUTO', 'BATCH', 'HETERO', 'MULTI')
 """OpenVINO's names for a choice of devices, such as ``'auto:gpu,cpu'``."""
@@ -38,7 +38,9 @@ class OpenVinoRuntime(Runtime):
             INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY'
         )
         if self.threads is not None:
-            settings['INFERENCE_NUM_THREADS'] = self.threads
+            streams = max(1, num_cores() // self.threads) if kind == 'CPU' else 1
+            settings['INFERENCE_NUM_THREADS'] = streams * self.threads  # of all streams together
+            settings['NUM_STREAMS'] = streams  # calls that run at the same time
         self.model = core.compile_model(str(self.path), name, settings)
         self.requests = threading.local()  # one per thread: a request has one set of buffers
 
