@@ -105,7 +105,7 @@ $(STAMP_openmmlab): $(PYTHON)
 	@echo "Installing into $(VENV): PyTorch, the openmmlab family, runtimes, development tools (6 GB and minutes the first time)"
 	@"$(PYTHON)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m ensurepip --upgrade
 	@for info in "$(VENV)"/lib/python3*/site-packages/*.dist-info; do [ -e "$$info/INSTALLER" ] || rm -rf "$$info"; done
-	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,docs,deploy,int8]'
+	@$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[openmmlab,dev,docs,deploy,int8,ray]'
 	@rm -f "$(VENV)"/.ready-openmmlab-* && touch "$@"
 
 # --no-deps, because a dependency installed here would hide the environment's; pip check names what is missing there.
