@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmseg_repvgg.analysis.complexity import Complexity, count
 from mmseg_repvgg.models import ARCHS
+from tests.benchmark import camvid_index
 from tests.test_configs import TABLE_8
 from tests.test_imagenet_configs import PRINTED, QUOTED
 
@@ -28,7 +29,9 @@ def read(path):
     return yaml.safe_load((PROJECT / path).read_text(encoding='utf-8'))
 
 
-INDEX = [model for path in read('model-index.yml')['Import'] for model in read(path)['Models']]
+ALL = [model for path in read('model-index.yml')['Import'] for model in read(path)['Models']]
+CAMVID = [m for m in ALL if m['In Collection'] == camvid_index.COLLECTION['Name']]
+INDEX = [m for m in ALL if m not in CAMVID]
 CLASSIFIERS = [m for m in INDEX if m['In Collection'] == 'RepVGG']
 SEGMENTORS = [m for m in INDEX if m['In Collection'] == 'PSPNet']
 PUBLISHED = [m for m in INDEX if 'Weights' in m]
@@ -72,10 +75,10 @@ def test_the_reader_of_openmmlabs_packages_finds_nothing_wrong():
     index = load(str(PROJECT / 'model-index.yml'))
     index.build_models_with_collections()
     assert index.check(silent=True) == []
-    assert [m.name for m in index.models] == [m['Name'] for m in INDEX]
+    assert [m.name for m in index.models] == [m['Name'] for m in ALL]
     assert index.models[0].full_model.paper['URL'] == PAPER
     results = [r.metrics for m in index.models for r in m.results or []]
-    assert results == [r['Metrics'] for m in INDEX for r in m.get('Results', [])]
+    assert results == [r['Metrics'] for m in ALL for r in m.get('Results', [])]
 
 
 def test_mmpretrain_builds_by_name_what_is_in_it(monkeypatch):
@@ -192,3 +195,23 @@ def test_published_weights_fit_by_name_and_shape(model):
             shapes(ImageClassifier(**dict(theirs, backbone=dict(type='RepVGG', arch=other))))
             != expected
         )
+
+
+def test_the_entries_of_camvid_are_the_records():
+    assert camvid_index.INDEX.read_text(encoding='utf-8') == camvid_index.index_text()
+    page = (PROJECT / 'docs' / 'camvid.md').read_text(encoding='utf-8')
+    assert camvid_index.zoo_table() in page
+    assert len(CAMVID) == len({m['SHA-256'] for m in CAMVID}) > 0
+
+
+def test_costs_of_a_network_on_camvid_by_hand():
+    """RepVGG-A0's classifier has as many 3x3 convs; images of 360x480 are 3.44 times as large."""
+    (entry, *_) = [m for m in CAMVID if m['Config'].endswith('/uafm_repvgg_a0.py')]
+    backbone = 1361451008 - 1280 * 1000
+    assert 1.0 < entry['Metadata']['FLOPs'] / (backbone * 360 * 480 / 224**2) < 1.2
+    assert camvid_index.cost('camvid/uafm_plain_a0.py') == camvid_index.cost(
+        'camvid/uafm_repvgg_a0.py'
+    )
+    assert camvid_index.cost('camvid/uafm_mmpretrain_a0.py') == camvid_index.cost(
+        'camvid/uafm_qarepvgg_a0.py'
+    )
