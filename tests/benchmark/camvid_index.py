@@ -18,12 +18,14 @@ from mmseg_repvgg.markdown import markdown_table
 PROJECT = Path(__file__).parents[2]
 RECORDS, INDEX = PROJECT / 'benchmarks' / 'camvid', PROJECT / 'configs' / 'camvid' / 'metafile.yml'
 HEAD = """\
-# Networks that this project trained on CamVid, in OpenMMLab's model-index format; written from the records in
-# benchmarks/camvid by `python -m tests.benchmark.camvid_index`. Their weights are not published: the command of an entry
-# makes them, and the record has their SHA-256. A repeated training gives other weights on another CPU.
+# Networks that this project trained on CamVid, in OpenMMLab's model-index format; written from the
+# records in benchmarks/camvid by `python -m tests.benchmark.camvid_index`. Their weights are not
+# published: the command of an entry makes them, and the record has their SHA-256. A repeated
+# training gives other weights on another CPU.
 #
-# FLOPs: multiply-adds for one image of 360x480; Parameters: kernels and one bias a channel; both of the deployed form,
-# without auxiliary heads, which run in training only (mmseg_repvgg.analysis.complexity.count).
+# FLOPs: multiply-adds for one image of 360x480; Parameters: kernels and one bias a channel; both of
+# the deployed form, without auxiliary heads, which run in training only
+# (mmseg_repvgg.analysis.complexity.count).
 
 """
 COLLECTION = dict(
