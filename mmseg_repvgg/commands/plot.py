@@ -6,11 +6,13 @@
 import argparse
 import warnings
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from mmseg_repvgg.command_line import config_parser, user_errors
 from mmseg_repvgg.deploy.fuse import load_training_model, test_inputs
+from mmseg_repvgg.deploy.load_segmentor import load_segmentor
 from mmseg_repvgg.engine import launch
 from mmseg_repvgg.plots import classes, curves, layers, predictions
 from mmseg_repvgg.plots.style import check_suffix, save
@@ -63,13 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     kind = add(
         'predictions', 'images, their labels, and what one or several models predict', _predictions
     )
-    kind.add_argument(
-        'models',
-        nargs='+',
-        metavar='CONFIG CHECKPOINT',
-        help='a config and its checkpoint, or more',
+    several: Any = dict(
+        nargs='+', metavar='CONFIG CHECKPOINT', help='a config and its checkpoint, or more'
     )
+    kind.add_argument('models', **several)
     kind.add_argument('--images', type=int, default=8, help='how many (%(default)s)')
+    kind = add(
+        'ranges',
+        'largest weight of every fused kernel, in standard deviations, of one or several models: '
+        'what int8 must cover',
+        _ranges,
+    )
+    kind.add_argument('models', **several)
     add('branches', 'norms of the kernels of every branch, by layer', _branches, model)
     kind = add(
         'difference',
@@ -99,12 +106,25 @@ def _classes(args: argparse.Namespace, out: Path) -> Figure:
 
 
 def _predictions(args: argparse.Namespace, out: Path) -> Figure:
+    return predictions.draw_predictions(
+        [predictions.predict(launch.load_config(c), w, args.images) for c, w in _pairs(args)]
+    )
+
+
+def _pairs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Config and checkpoint of each model."""
     if len(args.models) % 2:
         raise ValueError('give a checkpoint after each config: CONFIG CHECKPOINT ...')
-    pairs = zip(args.models[::2], args.models[1::2], strict=True)
-    return predictions.draw_predictions(
-        [predictions.predict(launch.load_config(c), w, args.images) for c, w in pairs]
-    )
+    return list(zip(args.models[::2], args.models[1::2], strict=True))
+
+
+def _ranges(args: argparse.Namespace, out: Path) -> Figure:
+    found = {}
+    for config, checkpoint in _pairs(args):
+        model, _ = load_segmentor(launch.load_config(config), checkpoint)
+        name = Path(config).stem if Path(config).stem not in found else checkpoint
+        found[name] = layers.KernelRanges.of(model)
+    return layers.draw_ranges(found)
 
 
 def _branches(args: argparse.Namespace, out: Path) -> Figure:

@@ -1,8 +1,9 @@
-"""The backbone's layers one by one: norms of the branches, and what fusing them changes."""
+"""The backbone's layers one by one: norms of branches, ranges of kernels, what fusing changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,6 +73,67 @@ def draw_branches(norms: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set_ylabel('norm of the kernel, per output channel')
     _label_layers(axes, names)
     legend_above(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class KernelRanges:
+    """Largest weight of each 3x3 kernel, in standard deviations of its weights, by layer.
+
+    8 bits cover the largest weight, so the larger this is, the coarser they round the others.
+    """
+
+    fused: dict[str, float]
+    alone: dict[str, float]  # the 3x3 branch with its BatchNorm; empty if the model is fused
+
+    @classmethod
+    def of(cls, model: nn.Module) -> KernelRanges:
+        """Those of all RepVGG blocks of a model, in training form or fused.
+
+        Raises:
+            ValueError: If there is no RepVGG block, or one cannot be fused.
+        """
+        fused, alone = {}, {}
+        with torch.no_grad(), computed_weights(model):
+            for name, block in model.named_modules():
+                if isinstance(block, RepVGGBlock):
+                    fused[name] = _range(block.get_equivalent_kernel_bias()[0])
+                    if not block.deploy:
+                        weight, norm = block.branch_kernels()['3x3']
+                        folds = type(norm) is not nn.Identity
+                        alone[name] = _range(
+                            fold_batchnorm(weight, None, norm)[0] if folds else weight
+                        )
+        if not fused:
+            raise ValueError(
+                f'{type(model).__name__} has no RepVGG block: give a model on DilatedRepVGG'
+            )
+        return cls(fused, alone)
+
+
+def _range(kernel: Tensor) -> float:
+    kernel = kernel.double()
+    return (kernel.abs().max() / kernel.std()).item()
+
+
+def draw_ranges(models: Mapping[str, KernelRanges]) -> Figure:
+    """Draw the ranges of models, by name, over those of the one with the most layers."""
+    figure = new_figure(4.5)
+    axes = figure.subplots()
+    layers = max((found.fused for found in models.values()), key=len)
+    for (name, found), colour in zip(models.items(), COLOURS, strict=False):
+        for values, style, what in (
+            (found.fused, 'o-', 'fused'),
+            (found.alone, '.:', '3x3 branch'),
+        ):
+            if values:
+                line = [values.get(layer, float('nan')) for layer in layers]
+                axes.plot(line, style, color=colour, label=f'{name}, {what}', linewidth=1)
+    axes.set_yscale('log')
+    plain_ticks(axes.yaxis)
+    axes.set_ylabel('largest weight / standard deviation')
+    _label_layers(axes, list(layers))
+    legend_above(axes, 2)
     return figure
 
 

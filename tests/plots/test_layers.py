@@ -46,6 +46,28 @@ def test_norms_of_a_block_by_hand():
     )
 
 
+def test_ranges_of_a_block_by_hand():
+    """An identity of 3 in a kernel of -1 and 1: (1 + 3) / its standard deviation."""
+    block = RepVGGBlock(1, 1).eval()
+    signs = torch.tensor([[-1.0, 1, -1], [1, 1, -1], [1, -1, 1]])
+    with torch.no_grad():
+        for norm in (block.branch_3x3.norm, block.branch_1x1.norm, block.branch_norm):
+            norm.running_var.fill_(1 - norm.eps)
+        block.branch_3x3.conv.weight.copy_(signs[None, None])
+        block.branch_1x1.conv.weight.zero_()
+        block.branch_norm.weight.fill_(3.0)
+    found = layers.KernelRanges.of(block)
+    merged = signs.clone()
+    merged[1, 1] += 3
+    assert found.alone == pytest.approx({'': 1 / np.std(signs.numpy(), ddof=1)})
+    assert found.fused == pytest.approx({'': 4 / np.std(merged.numpy(), ddof=1)})
+    block.switch_to_deploy()
+    again = layers.KernelRanges.of(block)
+    assert again.fused == pytest.approx(found.fused) and again.alone == {}
+    with pytest.raises(ValueError, match='Conv2d has no RepVGG block: give a model on'):
+        layers.KernelRanges.of(torch.nn.Conv2d(1, 1, 1))
+
+
 @pytest.mark.parametrize(
     ('kind', 'branches'),
     [
@@ -87,6 +109,9 @@ def test_b2_has_room_for_all_of_its_layers():
     assert overlapping(layers.draw_branches(norms)) == []
     differences = dict.fromkeys([*names, 'output'], 1e-6)
     assert overlapping(layers.draw_differences(differences, 1e-4)) == []
+    values = {name: draw.uniform(3, 60) for name in names}
+    ranges = layers.KernelRanges(values, values)
+    assert overlapping(layers.draw_ranges(dict(a_config=ranges, another_one=ranges))) == []
 
 
 def test_differences_are_those_of_rounding(model):
@@ -121,8 +146,12 @@ def test_the_commands(scenes, tmp_path, model, monkeypatch):
     torch.save(fused.state_dict(), 'fused.pth')
     for words in (['branches'], ['difference'], ['difference', '--random', '--out', 'random.svg']):
         cli.main(['plot', words[0], 'a.py', 'a.pth', *words[1:]])
+    cli.main(['plot', 'ranges', 'a.py', 'a.pth', 'b.py', 'a.pth'])
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == {'a.pth', 'fused.pth', 'branches.png', 'difference.png', 'random.svg'}
+    pictures = {'branches.png', 'difference.png', 'random.svg', 'ranges.png'}
+    assert found == {'a.pth', 'fused.pth', *pictures}
+    with pytest.raises(SystemExit, match='error: give a checkpoint after each config'):
+        cli.main(['plot', 'ranges', 'a.py'])
     for kind in ('branches', 'difference'):
         with pytest.raises(SystemExit, match=r'error: fused\.pth is fused already; give'):
             cli.main(['plot', kind, 'a.py', 'fused.pth'])
