@@ -1,4 +1,7 @@
-"""Speed of the networks of ``configs/camvid``, fused, at the size of CamVid's images."""
+"""Speed of the networks of ``configs/camvid``, fused, at the size of CamVid's images.
+
+The fastest ones also at the size that networks for real time are compared at.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from mmseg_repvgg.benchmark.candidate import NETWORKS, Candidate, Row
 from mmseg_repvgg.benchmark.page import bars, number, percent, row_table, sections
 from mmseg_repvgg.benchmark.record import Record
 
-TITLE = 'Networks of configs/camvid at 360x480'
+TITLE = 'Networks of configs/camvid'
 
 SIZE, QUICK_SIZE = (360, 480), (64, 96)
+REAL_TIME_SIZE = (512, 1024)
 """Height and width in pixels."""
 
 OURS = {
@@ -52,6 +56,14 @@ RECIPES = {
 """The first network of :data:`OURS`, trained in other ways."""
 TRAINED = {**NETWORK_CONFIGS, **RECIPES}
 """All that :mod:`mmseg_repvgg.benchmark.camvid_trainings` trains."""
+REAL_TIME = (
+    'RepVGG-A0 + UAFM',
+    'RepVGG-A0 short + UAFM',
+    'PIDNet-S',
+    'DDRNet-23-slim',
+    'BiSeNetV2',
+)
+"""Networks that are also measured at :data:`REAL_TIME_SIZE`."""
 BASE = 'PIDNet-S'
 FUSED, REWRITTEN = 'fused', 'rewritten'
 MORE = ('dilation', 'pyramid', 'winograd')
@@ -59,23 +71,30 @@ MORE = ('dilation', 'pyramid', 'winograd')
 
 
 def groups(runtimes: Sequence[str], quick: bool) -> dict[str, list[Candidate]]:
-    """A group per runtime: every network fused, in PyTorch also rewritten."""
+    """Two groups per runtime: every network fused, in PyTorch also rewritten; and the fastest."""
     found = {}
+    small, large = (QUICK_SIZE, QUICK_SIZE) if quick else (SIZE, REAL_TIME_SIZE)
     for runtime in runtimes:
-        found[runtime] = [_candidate(name, FUSED, quick, runtime) for name in (*OURS, *THEIRS)]
-        if runtime == 'pytorch':
-            found[runtime] += [_candidate(name, REWRITTEN, quick) for name in (*OURS, *THEIRS)]
+        found[runtime] = _candidates((*OURS, *THEIRS), small, runtime)
+    for runtime in runtimes:
+        height, width = REAL_TIME_SIZE
+        found[f'{runtime}, {height}x{width}'] = _candidates(REAL_TIME, large, runtime)
     return found
 
 
-def _candidate(name: str, form: str, quick: bool, runtime: str = 'pytorch') -> Candidate:
+def _candidates(names: Sequence[str], size: tuple[int, int], runtime: str) -> list[Candidate]:
+    forms = (FUSED, REWRITTEN) if runtime == 'pytorch' else (FUSED,)
+    return [_candidate(name, form, size, runtime) for form in forms for name in names]
+
+
+def _candidate(name: str, form: str, size: Sequence[int], runtime: str = 'pytorch') -> Candidate:
     fusing = ('batchnorm',) if name in THEIRS else ('branches', 'batchnorm')
     settings: dict[str, Any] = dict(
         config=TRAINED[name],
         rewrites=list(fusing if form == FUSED else (*fusing, *MORE)),
         runtime=runtime,
         count_flops=form == FUSED,  # convs and linear layers can no longer be counted after more
-        size=list(QUICK_SIZE if quick else SIZE),
+        size=list(size),
     )
     return Candidate(f'{name}, {form}', f'{NETWORKS}:segmentor', settings)
 
@@ -83,9 +102,8 @@ def _candidate(name: str, form: str, quick: bool, runtime: str = 'pytorch') -> C
 def reference(candidate: Candidate) -> Candidate | None:
     """The same network fused, in PyTorch."""
     name = candidate.name.rpartition(', ')[0]
-    fused = _candidate(name, FUSED, quick=False)
-    settings = dict(fused.settings, size=candidate.settings['size'])
-    return replace(candidate, name=fused.name, settings=settings)
+    fused = _candidate(name, FUSED, candidate.settings['size'])
+    return replace(candidate, name=fused.name, settings=fused.settings)
 
 
 def images_per_second(record: Record, name: str, runtime: str, form: str = FUSED) -> float | None:
@@ -93,6 +111,11 @@ def images_per_second(record: Record, name: str, runtime: str, form: str = FUSED
     measured = next(iter(OURS)) if name in SAME_WHEN_FUSED else name
     row = record.row(f'{measured}, {form}', runtime)
     return None if row is None else row.per_second
+
+
+def at_camvid_size(record: Record) -> list[str]:
+    """The groups of a record that are of CamVid's size, which are named as their runtime."""
+    return [group for group in record.groups if ',' not in group]
 
 
 def markdown(record: Record) -> str:
@@ -126,10 +149,10 @@ def _figures(record: Record, row: Row) -> list[Any]:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Speed relative to fused PIDNet-S in the same runtime."""
+    """Speed relative to fused PIDNet-S in the same runtime, at the size of CamVid's images."""
     names = [*OURS, *THEIRS]
     series: dict[str, list[float | None]] = {}
-    for runtime in record.groups:
+    for runtime in at_camvid_size(record):
         for form in (FUSED, REWRITTEN):
             speeds = [record.speed(f'{n}, {form}', f'{BASE}, {FUSED}', runtime) for n in names]
             if any(speeds):

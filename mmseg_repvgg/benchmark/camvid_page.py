@@ -14,6 +14,7 @@ from mmseg_repvgg.benchmark.camvid import (
     OURS,
     RECIPES,
     REWRITTEN,
+    at_camvid_size,
     costs,
     images_per_second,
 )
@@ -86,7 +87,7 @@ def table(trainings: Mapping[str, Sequence[Training]], speeds: Record | None = N
 def _timed(speeds: Record) -> dict[str, tuple[str, str]]:
     """Runtime and form of each column of speeds, by its title."""
     found = {}
-    for runtime in speeds.groups:
+    for runtime in at_camvid_size(speeds):
         found[runtime] = (runtime, FUSED)
         if runtime == 'pytorch':
             found[f'{runtime} {REWRITTEN}'] = (runtime, REWRITTEN)
@@ -147,7 +148,7 @@ def plot(trainings: Mapping[str, Sequence[Training]], speeds: Record | None, pat
         save(figure, path)
         return
     panels: dict[str, dict[str, tuple[float, float]]] = {}
-    for runtime in speeds.groups:
+    for runtime in at_camvid_size(speeds):
         points = {}
         for name, score in scores.items():
             rate = images_per_second(speeds, name, runtime)

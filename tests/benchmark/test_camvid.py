@@ -21,14 +21,18 @@ NAMES = ['RepVGG-A0 + UAFM', 'PIDNet-S']
 
 def test_the_speed_of_every_network_is_measured_fused():
     groups = camvid.groups(['pytorch', 'mnn'], quick=False)
-    assert list(groups) == ['pytorch', 'mnn']
+    assert list(groups) == ['pytorch', 'mnn', 'pytorch, 512x1024', 'mnn, 512x1024']
     names = [*camvid.OURS, *camvid.THEIRS]
     assert [c.name for c in groups['mnn']] == [f'{name}, fused' for name in names]
-    for members in groups.values():
+    assert [c.name for c in groups['mnn, 512x1024']] == [f'{n}, fused' for n in camvid.REAL_TIME]
+    for group, members in groups.items():
+        large = group.partition(', ')[2]
         for candidate in members:
             assert networks._config(candidate.settings['config']).is_file()
-            assert camvid.reference(candidate) in groups['pytorch']
-            assert candidate.settings['size'] == [360, 480]
+            assert (
+                camvid.reference(candidate) in groups[f'pytorch, {large}' if large else 'pytorch']
+            )
+            assert candidate.settings['size'] == ([512, 1024] if large else [360, 480])
     rewrites = {c.name: c.settings['rewrites'] for c in groups['pytorch']}
     assert rewrites['PIDNet-S, fused'] == ['batchnorm']
     assert rewrites['RepVGG-A0 + UAFM, fused'] == ['branches', 'batchnorm']
@@ -228,6 +232,7 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
         Row('RepVGG-A0 + UAFM, fused', 'pytorch', {}, 1, [0.1], dict(parameters=1, flops=1)),
         Row('RepVGG-A0 + UAFM, rewritten', 'pytorch', {}, 1, [0.05], {}),
     ]
+    rows.append(Row('RepVGG-A0 + UAFM, fused', 'mnn, 512x1024', {}, 1, [0.4], {}))
     record = make_record('camvid', rows, Protocol(threads=2))
     titles, _, line = table({'RepVGG-A0 + UAFM': [other]}, record).splitlines()
     assert titles.endswith('| images/s, pytorch | images/s, pytorch rewritten |')
