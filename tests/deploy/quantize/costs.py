@@ -8,11 +8,15 @@ are not measured again.
 
 import argparse
 import json
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from mmengine.config import DictAction
 
 from mmseg_repvgg.deploy.export import Options, export
+from mmseg_repvgg.deploy.quantize import openvino_nncf
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.engine.launch import load_config
 from mmseg_repvgg.markdown import markdown_table
@@ -20,6 +24,7 @@ from tests.deploy.quantize.collapse import write_networks
 
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
+UNCORRECTED = 'without correction of biases'
 SETTINGS = {
     'min-max': ('fused', PLAIN),
     'equalized if that helps': ('fused', CURED),
@@ -32,7 +37,10 @@ SETTINGS = {
         for count in (1, 2, 4, 8)
     },
     '7 bits': ('fused', dict(PLAIN, weight_bits=7)),
+    UNCORRECTED: ('fused', PLAIN),
 }
+ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml'}
+"""Settings of one format."""
 
 
 def measure(cfg, checkpoints, folder, options, images, check_images, only):
@@ -47,7 +55,7 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                 key = [name, per_tensor, kind]
                 if any(line['key'] == key for line in done):
                     continue
-                if chosen.get('calibrator') == 'entropy' and suffix != '.onnx':
+                if ONLY.get(name, suffix) != suffix:
                     continue
                 int8 = Int8Options(
                     images=images,
@@ -58,9 +66,10 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     **chosen,
                 )
                 out = folder / f'int8{suffix}'
-                report = export(
-                    cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
-                )
+                with uncorrected() if name == UNCORRECTED else nullcontext():
+                    report = export(
+                        cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
+                    )
                 record = dict(
                     key=key,
                     equalized=report.info.quantization['equalized'],
@@ -72,6 +81,18 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                 with lines.open('a', encoding='utf-8') as file:
                     file.write(json.dumps(record) + '\n')
     return read(lines)
+
+
+@contextmanager
+def uncorrected():
+    """Let NNCF leave biases as they are."""
+    given = openvino_nncf._parameters
+
+    def parameters(options):
+        return replace(given(options), disable_bias_correction=True)
+
+    with mock.patch.object(openvino_nncf, '_parameters', parameters):
+        yield
 
 
 def read(lines):
