@@ -135,7 +135,7 @@ def export(
     reference, loaded = load_segmentor(cfg, checkpoint)
     sample = Sample.of(cfg, preparation, num_channels(reference))
     size, stride = size_and_stride(cfg, options.size, sample, options.dynamic_size)
-    rewritten, counts, rewrites = _rewrite(reference, options)
+    rewritten, counts, rewrites = _rewrite(reference, options, model_format)
     info = describe_model(
         cfg,
         reference,
@@ -210,13 +210,15 @@ def _check_format(out: Path, model_format: str | None) -> str:
 
 
 def _rewrite(
-    reference: nn.Module, options: Options
+    reference: nn.Module, options: Options, model_format: str
 ) -> tuple[nn.Module, dict[str, int], tuple[str, ...]]:
     """Return a rewritten copy, the places changed by each rewrite, and all rewrites in the copy."""
     exported = tuple(name for name in EXPORTED if not (options.dynamic_size and name == 'dilation'))
     chosen = options.rewrites
     done = [name for name in exported if name in getattr(reference, 'rewrites', ())]  # if fused
-    wanted = exported if chosen is None else _check_rewrites(chosen, exported)
+    slows_down = options.int8 is not None and model_format == 'onnx'  # by transposing int8 maps
+    usual = [name for name in exported if not (slows_down and name == 'dilation')]
+    wanted = usual if chosen is None else _check_rewrites(chosen, exported)
     names = [name for name in wanted if name not in done]
     if chosen is None and not any(map(fuse_method, reference.modules())):
         names = [name for name in names if name != 'branches']

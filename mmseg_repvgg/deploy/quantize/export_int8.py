@@ -99,6 +99,11 @@ class Int8Export:
         found = []
         if self.calibration.info.format == 'onnx' and not self.options.symmetric:
             found.append('TensorRT does not read this file; --symmetric writes one that it reads')
+        if self.calibration.info.format == 'onnx' and 'dilation' in self.calibration.info.rewrites:
+            found.append(
+                'the rewrite dilation slows int8 down in ONNX Runtime: export the training '
+                'checkpoint, or one fused with --rewrites branches batchnorm'
+            )
         if self.simulated:
             errors = ', '.join(f'{name} {100 * e:.2f} %' for name, e in self.simulated.items())
             found.append(f'equalized: {self.equalized}; simulated change of the logits: {errors}')

@@ -52,6 +52,15 @@ def test_logits_change_as_much_as_simulated(segmentor, exported, scenes):
 
 def test_the_file(exported):
     graph = onnx.load(str(exported.path)).graph
+    dilations = {
+        tuple(a.ints)
+        for node in graph.node
+        if node.op_type == 'Conv'
+        for a in node.attribute
+        if a.name == 'dilations'
+    }
+    assert dilations == {(1, 1), (2, 2), (4, 4)}  # sub-maps are slower in int8
+    assert 'dilation' not in exported.info.rewrites
     kinds = {t.name: t.data_type for t in graph.initializer}
     for name in ('backbone.stem.branch_reparam', 'decode_head.bottleneck.conv'):
         assert kinds[f'model.{name}.weight_quantized'] == onnx.TensorProto.INT8
@@ -79,6 +88,7 @@ def test_the_description(exported):
         assert quality['miou'] == result.miou[1]
     assert {r.runtime for r in exported.converted} == {'onnxruntime', 'openvino'}
     text = str(exported)
+    assert 'slows int8 down' not in text
     assert 'onnxruntime on 3 images of test: ' in text and 'mIoU' in text
     assert f'wrote {exported.path} in int8 for images of 64x128' in text
 
@@ -98,6 +108,16 @@ def test_too_great_a_loss_is_refused_with_advice(segmentor, tmp_path):
     assert 'Try --keep-float auto' in text and '--calibrator percentile' in text
     assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
     assert (tmp_path / 'm.onnx').read_text() == 'old'
+
+
+@pytest.mark.slow
+def test_dilation_can_be_rewritten_with_a_note(segmentor, tmp_path):
+    cfg, _, checkpoint = segmentor
+    rewrites = ('branches', 'batchnorm', 'dilation', 'pyramid')
+    options = Options(SIZE, rewrites=rewrites, int8=Int8Options(**LOOSE))
+    report = export(cfg, checkpoint, tmp_path / 'm.onnx', options=options)
+    assert 'dilation' in report.info.rewrites
+    assert 'note: the rewrite dilation slows int8 down in ONNX Runtime' in str(report)
 
 
 @pytest.mark.slow
