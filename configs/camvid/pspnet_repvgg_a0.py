@@ -13,7 +13,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-head = dict(num_classes=11, align_corners=False)
+hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
+head = dict(num_classes=11, align_corners=False, sampler=hard_pixels)
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A0', dilations=(1, 1, 2, 4)),

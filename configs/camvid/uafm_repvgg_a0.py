@@ -12,9 +12,11 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+head = dict(num_classes=11, sampler=dict(min_kept=256 * 320 // 16))
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A0'),
-    decode_head=dict(in_channels=[96, 192, 1280], num_classes=11),
-    auxiliary_head=dict(in_channels=192, num_classes=11),
+    decode_head=dict(in_channels=[96, 192, 1280], **head),
+    auxiliary_head=dict(in_channels=192, **head),
 )
+del head

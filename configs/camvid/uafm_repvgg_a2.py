@@ -12,9 +12,11 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+head = dict(num_classes=11, sampler=dict(min_kept=256 * 320 // 16))
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A2'),
-    decode_head=dict(in_channels=[192, 384, 1408], num_classes=11),
-    auxiliary_head=dict(in_channels=384, num_classes=11),
+    decode_head=dict(in_channels=[192, 384, 1408], **head),
+    auxiliary_head=dict(in_channels=384, **head),
 )
+del head

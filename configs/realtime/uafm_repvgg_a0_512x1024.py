@@ -10,7 +10,9 @@ Starts from ImageNet weights, as uafm_repvgg_a0.py does.
 _base_ = './uafm_repvgg_a0.py'
 
 crop_size = (512, 1024)
-model = dict(data_preprocessor=dict(size=crop_size))
+head = dict(sampler=dict(min_kept=512 * 1024 // 16))
+model = dict(data_preprocessor=dict(size=crop_size), decode_head=head, auxiliary_head=head)
+del head
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

@@ -44,7 +44,7 @@ THEIRS = {
 NETWORK_CONFIGS = {**OURS, **SAME_WHEN_FUSED, **THEIRS}
 """The config of each network; they are trained on equal terms."""
 RECIPES = {
-    'OHEM': 'camvid/recipes/ohem.py',
+    'every pixel': 'camvid/recipes/every_pixel.py',
     'moving average of the weights': 'camvid/recipes/ema.py',
     'with Lovasz loss': 'camvid/recipes/lovasz.py',
     'class weights': 'camvid/recipes/class_weights.py',

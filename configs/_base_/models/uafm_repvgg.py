@@ -2,7 +2,8 @@
 
 A leaf config gives the backbone's ``arch`` and the heads' ``in_channels``. The decoder is that of
 PP-LiteSeg-T (Peng et al. 2022) with lateral 1x1 convs, as RepVGG's last stage is wide. There is no
-dilation; the logits have stride 8.
+dilation; the logits have stride 8. As in PP-LiteSeg's own configs, only pixels that the network is
+not yet sure about are learned, at least a sixteenth of them (OHEM, Shrivastava et al. 2016).
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -15,6 +16,7 @@ data_preprocessor = dict(
     seg_pad_val=255,
     size=(1024, 1024),
 )
+hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
@@ -27,6 +29,7 @@ model = dict(
         attention='spatial',
         lateral_kernel_size=1,
         dropout_ratio=0.1,
+        sampler=hard_pixels,
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,
@@ -39,6 +42,7 @@ model = dict(
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
+        sampler=hard_pixels,
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,

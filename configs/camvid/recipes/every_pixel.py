@@ -1,0 +1,12 @@
+"""Cross entropy of every pixel, instead of those that the network is not yet sure about.
+
+Command: mmseg-repvgg train configs/camvid/recipes/every_pixel.py
+Hardware: a CPU.
+Expected: unknown, it was not trained here.
+"""
+
+_base_ = '../uafm_repvgg_a0.py'
+
+head = dict(sampler=None)
+model = dict(decode_head=head, auxiliary_head=head)
+del head
