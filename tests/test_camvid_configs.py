@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 CAMVID, REALTIME = sorted(CONFIGS.glob('camvid/*.py')), sorted(CONFIGS.glob('realtime/*.py'))
 RECIPES = sorted(CONFIGS.glob('camvid/recipes/*.py'))
 OTHERS = ('bisenetv2', 'ddrnet_23_slim', 'pidnet_s', 'pspnet_r18', 'stdc1')
-QUICK = ('camvid/uafm_qarepvgg_a0', 'recipes/ohem')
+QUICK = ('camvid/uafm_qarepvgg_a0', 'recipes/lovasz')
 
 
 def name_of(path):
@@ -64,6 +64,10 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
     assert cfg.model.test_cfg.mode == 'whole'
     heads = [cfg.model.decode_head, *np.atleast_1d(cfg.model.get('auxiliary_head') or [])]
     assert {h.num_classes for h in heads if h.type != 'STDCHead'} == {11}
+    for head in heads:  # each learns hard pixels; where the loss is one of OHEM, by itself
+        if 'OhemCrossEntropy' not in str(head.loss_decode) and head.type != 'STDCHead':
+            assert head.sampler.type == 'OHEMPixelSampler'
+            assert (head.sampler.thresh, head.sampler.min_kept) == (0.7, 256 * 320 // 16)
     assert [hook.type for hook in cfg.custom_hooks] == ['RepVGGDeployHook']
     init_default_scope('mmseg')
     for transform in cfg.train_dataloader.dataset.pipeline:
@@ -76,7 +80,7 @@ def test_a_recipe_changes_only_what_it_names(path):
     assert f'mmseg-repvgg train configs/camvid/recipes/{path.name}' in path.read_text()
     differing = {key for key in base if cfg[key] != base[key]}
     changed = {
-        'ohem': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'}, 'ema': {'custom_hooks'},
+        'every_pixel': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'}, 'ema': {'custom_hooks'},
         'distilled': {'custom_hooks'},
         'no_branch_decay': {'optim_wrapper'}, 'longer': {'train_cfg'},
         'larger_crops': {'model', 'train_cfg', 'crop_size', 'train_pipeline', 'train_dataloader'},

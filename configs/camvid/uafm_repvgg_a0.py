@@ -2,7 +2,7 @@
 
 Command: mmseg-repvgg train configs/camvid/uafm_repvgg_a0.py
 Hardware: a CPU.
-Expected: mIoU 39.22 %, pixel accuracy 84.76 % of val (seed 0; benchmarks/camvid).
+Expected: unknown, it was not trained here.
 """
 
 _base_ = [

@@ -209,14 +209,14 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
     assert '| PIDNet-S | 30.00 | - | 72.50 | 2 |' in lines
     for name in ('camvid_trainings.png', 'camvid_curves.png'):
         assert (tmp_path / name).stat().st_size > 1000
-    assert not any('OHEM' in line for line in lines)
-    recipe = Training(**{**vars(other), 'name': 'OHEM', 'seed': 1, 'miou': 34.5})
-    recipe.write(tmp_path / 'ohem_seed1.json')  # 0.5 more than the network with the same seed
-    assert '| OHEM | 34.50 | +0.50 | 1 | 320 |' in write_page(tmp_path).splitlines()
-    (tmp_path / 'ohem_seed1.json').unlink()
+    assert not any('every pixel' in line for line in lines)
+    recipe = Training(**{**vars(other), 'name': 'every pixel', 'seed': 1, 'miou': 34.5})
+    recipe.write(tmp_path / 'every_pixel_seed1.json')  # 0.5 more than the network with the same seed
+    assert '| every pixel | 34.50 | +0.50 | 1 | 320 |' in write_page(tmp_path).splitlines()
+    (tmp_path / 'every_pixel_seed1.json').unlink()
     (tmp_path / 'alone').mkdir()
-    recipe.write(tmp_path / 'alone' / 'ohem_seed1.json')
-    assert '| OHEM | 34.50 | - | 1 | 320 |' in write_page(tmp_path / 'alone').splitlines()
+    recipe.write(tmp_path / 'alone' / 'every_pixel_seed1.json')
+    assert '| every pixel | 34.50 | - | 1 | 320 |' in write_page(tmp_path / 'alone').splitlines()
     speeds().write(tmp_path / 'camvid.json')
     monkeypatch.setattr(
         'sys.argv', ['x', str(tmp_path), '--table', '--speeds', str(tmp_path / 'camvid.json')]
