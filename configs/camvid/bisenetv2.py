@@ -20,8 +20,8 @@ model = (
 model['data_preprocessor']['size'] = (256, 320)
 for head in (model['decode_head'], *model['auxiliary_head']):
     head['num_classes'] = 11
-    head['sampler'] = dict(  # hard pixels, as the others learn
-        type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16
-    )
+    # classifiers and hard pixels as in the others
+    head['init_cfg'] = dict(type='Kaiming', override=dict(name='conv_seg'))
+    head['sampler'] = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
 del head
 custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

@@ -14,7 +14,8 @@ _base_ = [
 ]
 
 hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
-head = dict(num_classes=11, align_corners=False, sampler=hard_pixels)
+classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
+head = dict(num_classes=11, align_corners=False, sampler=hard_pixels, init_cfg=classifier)
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='A0', dilations=(1, 1, 2, 4)),

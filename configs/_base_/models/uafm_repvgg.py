@@ -3,7 +3,8 @@
 A leaf config gives the backbone's ``arch`` and the heads' ``in_channels``. The decoder is that of
 PP-LiteSeg-T (Peng et al. 2022) with lateral 1x1 convs, as RepVGG's last stage is wide. There is no
 dilation; the logits have stride 8. As in PP-LiteSeg's own configs, only pixels that the network is
-not yet sure about are learned, at least a sixteenth of them (OHEM, Shrivastava et al. 2016).
+not yet sure about are learned, at least a sixteenth of them (OHEM, Shrivastava et al. 2016). The
+classifiers start as those of PIDNet and DDRNet in mmseg (docs/recipes.md#the-classifier).
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -16,6 +17,7 @@ data_preprocessor = dict(
     seg_pad_val=255,
     size=(1024, 1024),
 )
+classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
 hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
 model = dict(
     type='EncoderDecoder',
@@ -30,6 +32,7 @@ model = dict(
         lateral_kernel_size=1,
         dropout_ratio=0.1,
         sampler=hard_pixels,
+        init_cfg=classifier,
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,
@@ -43,6 +46,7 @@ model = dict(
         concat_input=False,
         dropout_ratio=0.1,
         sampler=hard_pixels,
+        init_cfg=classifier,
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,
