@@ -64,6 +64,11 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
     assert cfg.model.test_cfg.mode == 'whole'
     heads = [cfg.model.decode_head, *np.atleast_1d(cfg.model.get('auxiliary_head') or [])]
     assert {h.num_classes for h in heads if h.type != 'STDCHead'} == {11}
+    torch.manual_seed(0)
+    init_default_scope('mmseg')
+    classifier = MODELS.build(cfg.model.decode_head)
+    classifier.init_weights()
+    assert 0.3 < classifier.conv_seg.weight.std() < 0.6  # of mmseg's other heads: 0.01
     for head in heads:  # each learns hard pixels; where the loss is one of OHEM, by itself
         if 'OhemCrossEntropy' not in str(head.loss_decode) and head.type != 'STDCHead':
             assert head.sampler.type == 'OHEMPixelSampler'
