@@ -85,7 +85,8 @@ def test_a_recipe_changes_only_what_it_names(path):
     assert f'mmseg-repvgg train configs/camvid/recipes/{path.name}' in path.read_text()
     differing = {key for key in base if cfg[key] != base[key]}
     changed = {
-        'every_pixel': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'}, 'ema': {'custom_hooks'},
+        'every_pixel': {'model'}, 'lovasz': {'model'}, 'class_weights': {'model'},
+        'ema': {'custom_hooks'},
         'distilled': {'custom_hooks'},
         'no_branch_decay': {'optim_wrapper'}, 'longer': {'train_cfg'},
         'larger_crops': {'model', 'train_cfg', 'crop_size', 'train_pipeline', 'train_dataloader'},

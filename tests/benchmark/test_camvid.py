@@ -211,7 +211,7 @@ def test_the_page_by_hand(tmp_path, fake_training, monkeypatch, capsys):
         assert (tmp_path / name).stat().st_size > 1000
     assert not any('every pixel' in line for line in lines)
     recipe = Training(**{**vars(other), 'name': 'every pixel', 'seed': 1, 'miou': 34.5})
-    recipe.write(tmp_path / 'every_pixel_seed1.json')  # 0.5 more than the network with the same seed
+    recipe.write(tmp_path / 'every_pixel_seed1.json')  # 0.5 more at the same seed
     assert '| every pixel | 34.50 | +0.50 | 1 | 320 |' in write_page(tmp_path).splitlines()
     (tmp_path / 'every_pixel_seed1.json').unlink()
     (tmp_path / 'alone').mkdir()
