@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def draw_ranges(models: Mapping[str, KernelRanges]) -> Figure:
     figure = new_figure(4.5)
     axes = figure.subplots()
     layers = max((found.fused for found in models.values()), key=len)
-    for (name, found), colour in zip(models.items(), COLOURS, strict=False):
+    for (name, found), colour in zip(models.items(), cycle(COLOURS), strict=False):
         for values, style, what in (
             (found.fused, 'o-', 'fused'),
             (found.alone, '.:', '3x3 branch'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import openvino
@@ -34,13 +35,15 @@ class OpenVinoRuntime(Runtime):
             raise ValueError(
                 f'device={device!r}: OpenVINO has {", ".join(there).lower()} on this machine'
             )
-        settings: dict[str, str | int] = dict(
+        settings: dict[str, Any] = dict(
             INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT='LATENCY'
         )
         if self.threads is not None:
-            streams = max(1, num_cores() // self.threads) if kind == 'CPU' else 1
-            settings['INFERENCE_NUM_THREADS'] = streams * self.threads  # of all streams together
-            settings['NUM_STREAMS'] = streams  # calls that run at the same time
+            settings['INFERENCE_NUM_THREADS'] = self.threads
+            if kind == 'CPU':
+                streams = max(1, num_cores() // self.threads)  # calls that run at the same time
+                settings['NUM_STREAMS'] = streams
+                settings['INFERENCE_NUM_THREADS'] *= streams  # it is of all streams together
         self.model = core.compile_model(str(self.path), name, settings)
         self.requests = threading.local()  # one per thread: a request has one set of buffers
 
