@@ -49,10 +49,15 @@ def write_openvino(program: ExportedProgram, path: Path, output: str) -> None:
     """Write OpenVINO's .xml and .bin in fp32, via ONNX."""
     _require('openvino')
     import openvino
+    from openvino.passes import ConstantFolding, Manager
 
     with _temporary_onnx(program, path, output) as source:
         # convert_model would report its use over the network
         model = openvino.Core().read_model(str(source))
+        manager = Manager()
+        # biases are read as expressions of the shape; NNCF finds only constant ones
+        manager.register_pass(ConstantFolding())
+        manager.run_passes(model)
         openvino.save_model(model, str(path), compress_to_fp16=False)
         del model  # it keeps the file mapped
 

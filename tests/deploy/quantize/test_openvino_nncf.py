@@ -7,6 +7,7 @@ from mmseg_repvgg.deploy.export import Options, export
 from mmseg_repvgg.deploy.quantize.openvino_nncf import quantize_openvino
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.runtimes import load_runtime
+from tests.deploy.quantize.costs import uncorrected
 
 pytest.importorskip('nncf')
 
@@ -39,6 +40,43 @@ def test_weights_are_int8(segmentor, tmp_path):
     assert all(weights[name] == 'f32' for name in stay)
     images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
     assert np.isfinite(load_runtime(report.path)(images)).all()
+
+
+@pytest.mark.slow
+def test_biases_are_corrected(segmentor, tmp_path):
+    """Rounding of weights shifts the mean of a channel; the bias takes it back (Nagel 4.2)."""
+    import openvino
+
+    cfg, _, checkpoint = segmentor
+    source = export(cfg, checkpoint, tmp_path / 'm.xml', options=Options(SIZE)).path
+    images = np.random.default_rng(0).normal(size=(8, 1, 3, *SIZE)).astype(np.float32)
+    options = Int8Options(weight_bits=7, per_tensor=True)
+    quantize_openvino(source, tmp_path / 'corrected.xml', images, options)
+    with uncorrected():
+        quantize_openvino(source, tmp_path / 'uncorrected.xml', images, options)
+
+    def biases(path):
+        graph = openvino.Core().read_model(str(path))
+        adds = [op for op in graph.get_ops() if op.get_type_name() == 'Add']
+        nodes = {op.get_friendly_name(): op.input_value(1).get_node() for op in adds}
+        return {name: node.data for name, node in nodes.items() if hasattr(node, 'data')}
+
+    def mean_logits(path):
+        run = openvino.Core().compile_model(str(path), 'CPU')
+        return np.concatenate([run(image)[0] for image in images]).mean((0, 2, 3))
+
+    def changed(path):
+        found = biases(path)
+        return sum(not np.array_equal(bias, found[name]) for name, bias in float32.items())
+
+    float32 = biases(source)
+    assert changed(tmp_path / 'corrected.xml') > 4
+    assert changed(tmp_path / 'uncorrected.xml') == 0
+    shifts = [
+        np.abs(mean_logits(tmp_path / name) - mean_logits(source)).mean()
+        for name in ('corrected.xml', 'uncorrected.xml')
+    ]
+    assert shifts[0] < shifts[1]
 
 
 def test_nncf_is_named_if_it_is_missing(tmp_path, monkeypatch):
