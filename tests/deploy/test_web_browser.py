@@ -10,9 +10,6 @@ import http.server
 import json
 import os
 import shutil
-import tempfile
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -23,16 +20,11 @@ from mmseg_repvgg.deploy.segmenter import Segmenter
 from mmseg_repvgg.deploy.web import write_page
 from mmseg_repvgg.deploy.web_runtime import web_runtime
 from mmseg_repvgg.deploy.web_server import page_server
+from tests.deploy.browser import PROGRAMS, browser, choose, served, wait
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
-FLAGS = (
-    *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'),
-    *('--disable-background-networking', '--disable-component-update', '--disable-sync'),
-    *('--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream'),
-    '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1',  # offline
-)
 LABELS = """
 const text = (labels) => {
   let binary = '';
@@ -45,20 +37,11 @@ return segmentation.results.map(({ name, labels }) => ({ name, labels: text(labe
 
 @pytest.fixture(scope='module')
 def driver():
-    webdriver = pytest.importorskip('selenium.webdriver')
-    programs = [shutil.which(name) for name in ('chromium', 'chromedriver')]
-    if None in programs:
-        pytest.skip('chromium and chromedriver are not installed')
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, f'--user-data-dir={profile}', '--window-size=1280,900'):
-            options.add_argument(flag)
-        service = webdriver.ChromeService(programs[1])
-        driver = webdriver.Chrome(options=options, service=service)
-        driver.set_script_timeout(120)
+    pytest.importorskip('selenium')
+    if None in map(shutil.which, PROGRAMS):
+        pytest.skip(f'{" and ".join(PROGRAMS)} are not installed')
+    with browser() as driver:
         yield driver
-        driver.quit()
 
 
 @pytest.fixture(scope='module')
@@ -116,18 +99,6 @@ def site(models, runtime, tmp_path_factory):
     return folder
 
 
-@contextmanager
-def served(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
-    thread.start()
-    try:
-        yield f'http://127.0.0.1:{server.server_address[1]}/'
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.fixture
 def page(driver, site, tmp_path):
     """Opens a page with some of the models, whose descriptions are changed."""
@@ -151,15 +122,6 @@ def page(driver, site, tmp_path):
     driver.get('about:blank')
     for server in servers:
         server.__exit__(None, None, None)
-
-
-def wait(driver):
-    driver.execute_async_script('segmentation.done.then(arguments[0])')
-
-
-def choose(driver, path):
-    driver.find_element('id', 'file').send_keys(str(path))
-    wait(driver)
 
 
 def shown(driver, shape):
