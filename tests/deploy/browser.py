@@ -53,5 +53,7 @@ def wait(driver):
 
 def choose(driver, path):
     """Segment an image file."""
-    driver.find_element('id', 'file').send_keys(str(path))
+    field = driver.find_element('id', 'file')
+    driver.execute_script('arguments[0].value = ""', field)  # the same file again is no change
+    field.send_keys(str(path))
     wait(driver)

@@ -8,11 +8,13 @@ are not measured again.
 
 import argparse
 import json
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from mmengine.config import DictAction
 
 from mmseg_repvgg.deploy.export import Options, export
@@ -25,6 +27,9 @@ from tests.deploy.quantize.collapse import write_networks
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
 UNCORRECTED = 'without correction of biases'
+AUTO, OF_NNCF = 'rescaled, --keep-float auto', "rescaled, NNCF's accuracy control"
+LIMIT = 0.97
+"""Share of the pixels that must keep their class where layers in float are chosen."""
 SETTINGS = {
     'min-max': ('fused', PLAIN),
     'equalized if that helps': ('fused', CURED),
@@ -38,8 +43,10 @@ SETTINGS = {
     },
     '7 bits': ('fused', dict(PLAIN, weight_bits=7)),
     UNCORRECTED: ('fused', PLAIN),
+    AUTO: ('rescaled', dict(CURED, keep_float='auto', agreement=LIMIT)),
+    OF_NNCF: ('rescaled', CURED),
 }
-ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml'}
+ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml', AUTO: '.xml', OF_NNCF: '.xml'}
 """Settings of one format."""
 
 
@@ -57,16 +64,12 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     continue
                 if ONLY.get(name, suffix) != suffix:
                     continue
-                int8 = Int8Options(
-                    images=images,
-                    check_images=check_images,
-                    agreement=0,
-                    miou_drop=100,
-                    per_tensor=per_tensor,
-                    **chosen,
-                )
+                limits = dict(agreement=0, miou_drop=100)
+                drawn = dict(images=images, check_images=check_images, per_tensor=per_tensor)
+                int8 = Int8Options(**{**limits, **drawn, **chosen})
                 out = folder / f'int8{suffix}'
-                with uncorrected() if name == UNCORRECTED else nullcontext():
+                began = time.monotonic()
+                with CHANGED.get(name, nullcontext)():
                     report = export(
                         cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
                     )
@@ -76,6 +79,7 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     simulated=report.info.quantization['simulated'],
                     in_float=report.info.quantization['in_float'],
                     quality=report.info.quantization['quality'],
+                    seconds=time.monotonic() - began,
                 )
                 print(json.dumps(record), flush=True)
                 with lines.open('a', encoding='utf-8') as file:
@@ -93,6 +97,41 @@ def uncorrected():
 
     with mock.patch.object(openvino_nncf, '_parameters', parameters):
         yield
+
+
+@contextmanager
+def accuracy_control():
+    """Let NNCF choose the layers in float, by the pixels of the calibration images that change."""
+    import nncf
+
+    def quantize(model, data, subset_size, **options):
+        def labels(compiled, images):
+            return [compiled(image)[compiled.output(0)].argmax(1) for image in images]
+
+        wanted = []
+
+        def validate(compiled, images):
+            found = labels(compiled, images)
+            wanted.extend(found if not wanted else [])  # NNCF begins with the float32 network
+            same = [float((a == b).mean()) for a, b in zip(found, wanted, strict=True)]
+            return float(np.mean(same)), same
+
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration_dataset=data,
+            validation_dataset=data,
+            validation_fn=validate,
+            max_drop=1 - LIMIT,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=subset_size,
+            **options,
+        )
+
+    with mock.patch.object(nncf, 'quantize', quantize):
+        yield
+
+
+CHANGED = {UNCORRECTED: uncorrected, OF_NNCF: accuracy_control}
 
 
 def read(lines):
