@@ -2,8 +2,8 @@
 
 Command: python -m tests.deploy.quantize.costs CONFIG CHECKPOINT FOLDER --size H W
 
-FOLDER gets costs.jsonl, a line per setting, and costs.md, the table. Settings that have a line
-are not measured again.
+FOLDER gets costs.jsonl, a line per setting, costs.md, the table, and files/, the int8 files.
+Settings that have a line are not measured again.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                 limits = dict(agreement=0, miou_drop=100)
                 drawn = dict(images=images, check_images=check_images, per_tensor=per_tensor)
                 int8 = Int8Options(**{**limits, **drawn, **chosen})
-                out = folder / f'int8{suffix}'
+                out = folder / 'files' / f'{"tensor" if per_tensor else "channel"}, {name}{suffix}'
                 began = time.monotonic()
                 with CHANGED.get(name, nullcontext)():
                     report = export(
@@ -173,7 +173,7 @@ def main():
     parser.add_argument('--only', nargs='+', choices=SETTINGS, help='these settings')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / 'files').mkdir(parents=True, exist_ok=True)
     cfg = load_config(args.config, args.cfg_options)
     cfg, checkpoints = write_networks(cfg, args.checkpoint, args.folder)
     records = measure(
