@@ -83,6 +83,27 @@ def test_openvino_runs_as_many_calls_at_once_as_there_are_cpus(models, monkeypat
             assert model.get_property('INFERENCE_NUM_THREADS') == threads * streams
 
 
+def test_mnn_runs_as_many_calls_at_once_as_there_are_cpus(models, monkeypatch):
+    mnn = pytest.importorskip('mmseg_repvgg.deploy.runtimes.mnn', exc_type=ImportError)
+    monkeypatch.setattr(mnn, 'num_cores', lambda: 2)
+    for threads, calls in ((1, 2), (2, 1), (3, 1)):
+        assert load_runtime(models('mnn'), 'mnn', threads=threads).sessions.qsize() == calls
+    segmenter, run = Segmenter(models('mnn'), threads=1), mnn.Session.run
+    meeting = threading.Barrier(2)
+
+    def run_together(session, images):
+        meeting.wait(60)  # raises BrokenBarrierError if a call waits for another
+        return run(session, images)
+
+    monkeypatch.setattr(mnn.Session, 'run', run_together)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(segmenter, IMAGES[:2]))
+    monkeypatch.undo()
+    assert all(
+        np.array_equal(labels, segmenter(i)) for labels, i in zip(found, IMAGES, strict=False)
+    )
+
+
 def test_the_comparison_sees_buffers_that_are_shared(models):
     """Negative control: what writes its result to one place, and reads it after a while."""
     segmenter, kept = Segmenter(models('torch'), threads=1), {}
