@@ -5,11 +5,14 @@ Commands: mmseg-repvgg demo; mmseg-repvgg train configs/demo_pspnet_repvgg_a0_qa
 Hardware: 1 CPU core, 15 minutes beside other jobs.
 Expected: 0.6783 mIoU in int8 (0.6340 before) from a network of 0.6437, measured once (docs/int8.md).
 
-Weights have one scale per conv, which loses most: export with this config, --int8 --per-tensor.
+Weights have one scale per conv, which loses most: export with this config, --size 256 512 --int8 --per-tensor.
 """
 
 _base_ = './demo_pspnet_repvgg_a0.py'
 
+# what mmseg-repvgg demo writes
+train_dataloader = dict(dataset=dict(data_root='work_dirs/demo/scenes/'))
+val_dataloader = test_dataloader = train_dataloader
 load_from = 'work_dirs/demo/train/iter_250.pth'  # in training form, or fused
 # what an exported file computes: no BatchNorm is left, and the head's pyramid is linear
 model = dict(

@@ -24,6 +24,7 @@ from mmseg_repvgg.engine.launch import load_config
 from mmseg_repvgg.shipped_files import config_path
 
 CONFIG = 'demo_pspnet_repvgg_a0.py'
+WORK_DIR = Path('work_dirs') / 'demo'
 STRIP_IMAGES = 4
 
 

@@ -2,12 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
-from mmseg_repvgg.demo import draw_strip, format_summary, newest_metrics, run_demo
+from mmseg_repvgg.demo import (
+    CONFIG,
+    WORK_DIR,
+    draw_strip,
+    format_summary,
+    newest_metrics,
+    run_demo,
+)
+from mmseg_repvgg.shipped_files import config_path
 
 SUMMARY = dict(
     training_seconds=366.0,
@@ -54,3 +64,13 @@ def test_a_second_run_only_shows_the_summary(tmp_path, capsys):
     assert 'trained in 6.1 min' in shown
     assert shown.count('mIoU 0.6421') == 2
     assert 'fused is 1.60 times as fast (2 threads)' in shown
+
+
+def test_the_training_with_rounding_goes_on_from_the_demo():
+    """Its config names what ``mmseg-repvgg demo`` writes without ``--work-dir``."""
+    cfg = Config.fromfile(config_path('demo_pspnet_repvgg_a0_qat.py'))
+    demo = Config.fromfile(config_path(CONFIG))
+    assert Path(cfg.load_from) == WORK_DIR / 'train' / f'iter_{demo.max_iters}.pth'
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert Path(loader.dataset.data_root) == WORK_DIR / 'scenes'
+        assert loader.dataset.pipeline
