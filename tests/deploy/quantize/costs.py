@@ -28,7 +28,7 @@ FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
 UNCORRECTED = 'without correction of biases'
 AUTO, OF_NNCF = 'rescaled, --keep-float auto', "rescaled, NNCF's accuracy control"
-LIMIT = 0.97
+LIMIT = 0.99
 """Share of the pixels that must keep their class where layers in float are chosen."""
 SETTINGS = {
     'min-max': ('fused', PLAIN),
@@ -104,7 +104,7 @@ def accuracy_control():
     """Let NNCF choose the layers in float, by the pixels of the calibration images that change."""
     import nncf
 
-    def quantize(model, data, subset_size, **options):
+    def quantize(model, data, advanced_parameters, **options):
         def labels(compiled, images):
             return [compiled(image)[compiled.output(0)].argmax(1) for image in images]
 
@@ -123,7 +123,7 @@ def accuracy_control():
             validation_fn=validate,
             max_drop=1 - LIMIT,
             drop_type=nncf.DropType.ABSOLUTE,
-            subset_size=subset_size,
+            advanced_quantization_parameters=advanced_parameters,
             **options,
         )
 
