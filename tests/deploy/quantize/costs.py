@@ -105,13 +105,14 @@ def accuracy_control():
     import nncf
 
     def quantize(model, data, advanced_parameters, **options):
-        def labels(compiled, images):
+        def labels(compiled, indices):
+            images = data.get_inference_data(list(indices))
             return [compiled(image)[compiled.output(0)].argmax(1) for image in images]
 
         wanted = []
 
-        def validate(compiled, images):
-            found = labels(compiled, images)
+        def validate(compiled, indices):
+            found = labels(compiled, indices)
             wanted.extend(found if not wanted else [])  # NNCF begins with the float32 network
             same = [float((a == b).mean()) for a, b in zip(found, wanted, strict=True)]
             return float(np.mean(same)), same
