@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 from mmengine.config import DictAction
 
 from mmseg_repvgg.deploy.export import Options, export
@@ -27,7 +26,7 @@ from tests.deploy.quantize.collapse import write_networks
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
 UNCORRECTED = 'without correction of biases'
-AUTO, OF_NNCF = 'rescaled, --keep-float auto', "rescaled, NNCF's accuracy control"
+AUTO = 'rescaled, --keep-float auto'
 LIMIT = 0.99
 """Share of the pixels that must keep their class where layers in float are chosen."""
 SETTINGS = {
@@ -44,9 +43,8 @@ SETTINGS = {
     '7 bits': ('fused', dict(PLAIN, weight_bits=7)),
     UNCORRECTED: ('fused', PLAIN),
     AUTO: ('rescaled', dict(CURED, keep_float='auto', agreement=LIMIT)),
-    OF_NNCF: ('rescaled', CURED),
 }
-ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml', AUTO: '.xml', OF_NNCF: '.xml'}
+ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml', AUTO: '.xml'}
 """Settings of one format."""
 
 
@@ -69,7 +67,7 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                 int8 = Int8Options(**{**limits, **drawn, **chosen})
                 out = folder / 'files' / f'{"tensor" if per_tensor else "channel"}, {name}{suffix}'
                 began = time.monotonic()
-                with CHANGED.get(name, nullcontext)():
+                with uncorrected() if name == UNCORRECTED else nullcontext():
                     report = export(
                         cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
                     )
@@ -97,42 +95,6 @@ def uncorrected():
 
     with mock.patch.object(openvino_nncf, '_parameters', parameters):
         yield
-
-
-@contextmanager
-def accuracy_control():
-    """Let NNCF choose the layers in float, by the pixels of the calibration images that change."""
-    import nncf
-
-    def quantize(model, data, advanced_parameters, **options):
-        def labels(compiled, indices):
-            images = data.get_inference_data(list(indices))
-            return [compiled(image)[compiled.output(0)].argmax(1) for image in images]
-
-        wanted = []
-
-        def validate(compiled, indices):
-            found = labels(compiled, indices)
-            wanted.extend(found if not wanted else [])  # NNCF begins with the float32 network
-            same = [float((a == b).mean()) for a, b in zip(found, wanted, strict=True)]
-            return float(np.mean(same)), same
-
-        return nncf.quantize_with_accuracy_control(
-            model,
-            calibration_dataset=data,
-            validation_dataset=data,
-            validation_fn=validate,
-            max_drop=1 - LIMIT,
-            drop_type=nncf.DropType.ABSOLUTE,
-            advanced_quantization_parameters=advanced_parameters,
-            **options,
-        )
-
-    with mock.patch.object(nncf, 'quantize', quantize):
-        yield
-
-
-CHANGED = {UNCORRECTED: uncorrected, OF_NNCF: accuracy_control}
 
 
 def read(lines):
