@@ -2,13 +2,12 @@
 
 Command: python -m tests.deploy.quantize.costs CONFIG CHECKPOINT FOLDER --size H W
 
-FOLDER gets costs.jsonl, a line per setting, costs.md, the table, and files/, the int8 files.
-Settings that have a line are not measured again.
+FOLDER gets costs.jsonl, a line per setting, and costs.md, the table. Settings that have a line
+are not measured again.
 """
 
 import argparse
 import json
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,6 @@ from tests.deploy.quantize.collapse import write_networks
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
 UNCORRECTED = 'without correction of biases'
-AUTO = 'rescaled, --keep-float auto'
-LIMIT = 0.99
-"""Share of the pixels that must keep their class where layers in float are chosen."""
 SETTINGS = {
     'min-max': ('fused', PLAIN),
     'equalized if that helps': ('fused', CURED),
@@ -42,9 +38,8 @@ SETTINGS = {
     },
     '7 bits': ('fused', dict(PLAIN, weight_bits=7)),
     UNCORRECTED: ('fused', PLAIN),
-    AUTO: ('rescaled', dict(CURED, keep_float='auto', agreement=LIMIT)),
 }
-ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml', AUTO: '.xml'}
+ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml'}
 """Settings of one format."""
 
 
@@ -62,11 +57,15 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     continue
                 if ONLY.get(name, suffix) != suffix:
                     continue
-                limits = dict(agreement=0, miou_drop=100)
-                drawn = dict(images=images, check_images=check_images, per_tensor=per_tensor)
-                int8 = Int8Options(**{**limits, **drawn, **chosen})
-                out = folder / 'files' / f'{"tensor" if per_tensor else "channel"}, {name}{suffix}'
-                began = time.monotonic()
+                int8 = Int8Options(
+                    images=images,
+                    check_images=check_images,
+                    agreement=0,
+                    miou_drop=100,
+                    per_tensor=per_tensor,
+                    **chosen,
+                )
+                out = folder / f'int8{suffix}'
                 with uncorrected() if name == UNCORRECTED else nullcontext():
                     report = export(
                         cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
@@ -77,7 +76,6 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     simulated=report.info.quantization['simulated'],
                     in_float=report.info.quantization['in_float'],
                     quality=report.info.quantization['quality'],
-                    seconds=time.monotonic() - began,
                 )
                 print(json.dumps(record), flush=True)
                 with lines.open('a', encoding='utf-8') as file:
@@ -136,7 +134,7 @@ def main():
     parser.add_argument('--only', nargs='+', choices=SETTINGS, help='these settings')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
-    (args.folder / 'files').mkdir(parents=True, exist_ok=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
     cfg = load_config(args.config, args.cfg_options)
     cfg, checkpoints = write_networks(cfg, args.checkpoint, args.folder)
     records = measure(
