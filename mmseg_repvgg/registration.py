@@ -70,7 +70,8 @@ def register() -> None:
 
 def register_heads() -> None:
     """Put our decode heads into mmseg's registry of models, whose modules must be imported."""
-    importlib.import_module('mmseg_repvgg.models.uafm_head')
+    for name in ('hard_pixels', 'uafm_head'):
+        importlib.import_module(f'mmseg_repvgg.models.{name}')
 
 
 def with_our_import(custom_imports: Mapping[str, Any] | None) -> dict[str, Any]:

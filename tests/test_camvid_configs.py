@@ -71,7 +71,7 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
     assert 0.3 < classifier.conv_seg.weight.std() < 0.6  # of mmseg's other heads: 0.01
     for head in heads:  # each learns hard pixels; where the loss is one of OHEM, by itself
         if 'OhemCrossEntropy' not in str(head.loss_decode) and head.type != 'STDCHead':
-            assert head.sampler.type == 'OHEMPixelSampler'
+            assert head.sampler.type == 'HardPixelSampler'
             assert (head.sampler.thresh, head.sampler.min_kept) == (0.7, 256 * 320 // 16)
     assert [hook.type for hook in cfg.custom_hooks] == ['RepVGGDeployHook']
     init_default_scope('mmseg')

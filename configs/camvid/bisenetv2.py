@@ -22,6 +22,6 @@ for head in (model['decode_head'], *model['auxiliary_head']):
     head['num_classes'] = 11
     # classifiers and hard pixels as in the others
     head['init_cfg'] = dict(type='Kaiming', override=dict(name='conv_seg'))
-    head['sampler'] = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
+    head['sampler'] = dict(type='HardPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
 del head
 custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

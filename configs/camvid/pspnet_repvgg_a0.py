@@ -13,7 +13,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
+hard_pixels = dict(type='HardPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
 classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
 head = dict(num_classes=11, align_corners=False, sampler=hard_pixels, init_cfg=classifier)
 model = dict(

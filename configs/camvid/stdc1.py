@@ -21,6 +21,6 @@ model['data_preprocessor']['size'] = (256, 320)
 for head in (model['decode_head'], *model['auxiliary_head'][:2]):  # the last finds edges
     head['num_classes'] = 11
     head['init_cfg'] = dict(type='Kaiming', override=dict(name='conv_seg'))
-    head['sampler']['min_kept'] = 256 * 320 // 16
+    head['sampler'] = dict(type='HardPixelSampler', thresh=0.7, min_kept=256 * 320 // 16)
 del head
 custom_hooks = [dict(type='RepVGGDeployHook', rewrites=('batchnorm',))]

@@ -3,8 +3,9 @@
 A leaf config gives the backbone's ``arch`` and the heads' ``in_channels``. The decoder is that of
 PP-LiteSeg-T (Peng et al. 2022) with lateral 1x1 convs, as RepVGG's last stage is wide. There is no
 dilation; the logits have stride 8. As in PP-LiteSeg's own configs, only pixels that the network is
-not yet sure about are learned, at least a sixteenth of them (OHEM, Shrivastava et al. 2016). The
-classifiers start as those of PIDNet and DDRNet in mmseg (docs/recipes.md#the-classifier).
+not yet sure about are learned, at least a sixteenth of them, and the loss is their mean (OHEM,
+Shrivastava et al. 2016; docs/recipes.md#hard-pixels). The classifiers start as those of PIDNet and
+DDRNet in mmseg (docs/recipes.md#the-classifier).
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -18,7 +19,7 @@ data_preprocessor = dict(
     size=(1024, 1024),
 )
 classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
-hard_pixels = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
+hard_pixels = dict(type='HardPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
