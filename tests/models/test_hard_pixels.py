@@ -11,7 +11,7 @@ CLASSES, SIZE = 5, (24, 32)
 
 
 def head_and_batch(sampler, void=0.1):
-    """A head of mmseg with a sampler, logits (2, C, H, W) and labels (2, H, W), some of them void."""
+    """A head of mmseg with a sampler, logits (2, C, H, W), and labels (2, H, W), some void."""
     init_default_scope('mmseg')
     torch.manual_seed(0)
     head = MODELS.build(
