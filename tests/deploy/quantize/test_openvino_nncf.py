@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmseg_repvgg.deploy.export import Options, export
+from mmseg_repvgg.deploy.quantize import openvino_nncf
 from mmseg_repvgg.deploy.quantize.openvino_nncf import quantize_openvino
 from mmseg_repvgg.deploy.quantize.options import Int8Options
 from mmseg_repvgg.deploy.runtimes import load_runtime
@@ -40,6 +41,22 @@ def test_weights_are_int8(segmentor, tmp_path):
     assert all(weights[name] == 'f32' for name in stay)
     images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
     assert np.isfinite(load_runtime(report.path)(images)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('in_float', [openvino_nncf.IN_FLOAT, ()], ids=['default', 'control'])
+def test_logits_are_resized_in_float(segmentor, tmp_path, monkeypatch, in_float):
+    import openvino
+
+    cfg, _, checkpoint = segmentor
+    monkeypatch.setattr(openvino_nncf, 'IN_FLOAT', in_float)
+    options = Options(SIZE, int8=Int8Options(**LOOSE))
+    report = export(cfg, checkpoint, tmp_path / 'm.xml', options=options)
+    node = openvino.Core().read_model(str(report.path)).get_results()[0]
+    while node.get_type_name() != 'Interpolate':
+        node = node.input_value(0).get_node()
+    resized = node.input_value(0).get_node().get_type_name()
+    assert (resized == 'FakeQuantize') == (in_float == ())
 
 
 @pytest.mark.slow
