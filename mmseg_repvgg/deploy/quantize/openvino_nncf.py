@@ -21,6 +21,9 @@ IN_FLOAT = ('Interpolate',)
 """Operators that stay in float, as in ONNX files: the last one resizes the logits, whose rounding
 moves the borders between classes. It costs no time that could be measured."""
 
+FAST_CORRECTION = False
+"""Whether biases are corrected one by one, as if the other layers were in float."""
+
 OUTLIERS = 1e-5
 """Share of a feature map's values that the calibrator percentile cuts off on either side."""
 
@@ -35,8 +38,9 @@ def quantize_openvino(
     """Write an int8 version of a float32 file, with NNCF's correction of biases.
 
     The biases are corrected layer by layer, each with the layers before it in int8 (the slower of
-    NNCF's two algorithms), on a fifth of the images. Weights are symmetric int8 in 8 bits, or in 7 that cannot saturate the 16-bit sums of CPUs
-    without VNNI (NNCF's ``overflow_fix``). Feature maps have any zero point.
+    NNCF's two algorithms), on a fifth of the images. Weights are symmetric int8 in 8 bits, or in 7
+    that cannot saturate the 16-bit sums of CPUs without VNNI (NNCF's ``overflow_fix``). Feature
+    maps have any zero point.
 
     Args:
         source: The float32 file.
@@ -59,7 +63,7 @@ def quantize_openvino(
         preset=nncf.QuantizationPreset.MIXED,  # symmetric weights, asymmetric feature maps
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(inputs),
-        fast_bias_correction=False,
+        fast_bias_correction=FAST_CORRECTION,
         ignored_scope=nncf.IgnoredScope(names=names, types=list(IN_FLOAT), validate=False),
         advanced_parameters=_parameters(options),
     )

@@ -25,6 +25,8 @@ from tests.deploy.quantize.collapse import write_networks
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO'}
 PLAIN, CURED = dict(equalize=False), dict(equalize=True)
 UNCORRECTED = 'without correction of biases'
+FAST = 'with the faster correction of biases'
+ROUNDED = 'logits resized in int8'
 SETTINGS = {
     'min-max': ('fused', PLAIN),
     'equalized if that helps': ('fused', CURED),
@@ -38,8 +40,10 @@ SETTINGS = {
     },
     '7 bits': ('fused', dict(PLAIN, weight_bits=7)),
     UNCORRECTED: ('fused', PLAIN),
+    FAST: ('fused', PLAIN),
+    ROUNDED: ('fused', PLAIN),
 }
-ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml'}
+ONLY = {'entropy': '.onnx', UNCORRECTED: '.xml', FAST: '.xml', ROUNDED: '.xml'}
 """Settings of one format."""
 
 
@@ -66,7 +70,7 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                     **chosen,
                 )
                 out = folder / f'int8{suffix}'
-                with uncorrected() if name == UNCORRECTED else nullcontext():
+                with changed(name):
                     report = export(
                         cfg.copy(), checkpoints[network], out, options=Options(options, int8=int8)
                     )
@@ -81,6 +85,14 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
                 with lines.open('a', encoding='utf-8') as file:
                     file.write(json.dumps(record) + '\n')
     return read(lines)
+
+
+def changed(name):
+    """Let NNCF quantize otherwise, for a setting that is not an option."""
+    if name == UNCORRECTED:
+        return uncorrected()
+    values = {FAST: dict(FAST_CORRECTION=True), ROUNDED: dict(IN_FLOAT=())}.get(name)
+    return mock.patch.multiple(openvino_nncf, **values) if values else nullcontext()
 
 
 @contextmanager
