@@ -12,11 +12,18 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-head = dict(num_classes=11, sampler=dict(min_kept=256 * 320 // 16))
+head = dict(
+    num_classes=11,
+    sampler=dict(type='HardPixelSampler', thresh=0.7, min_kept=256 * 320 // 16),
+)
+stride_8, stride_16 = _base_.model.auxiliary_head
 model = dict(
     data_preprocessor=dict(size=(256, 320)),
     backbone=dict(arch='B0'),
     decode_head=dict(in_channels=[128, 256, 1280], **head),
-    auxiliary_head=dict(in_channels=256, **head),
+    auxiliary_head=[
+        dict(stride_8, in_channels=128, **head),
+        dict(stride_16, in_channels=256, **head),
+    ],
 )
-del head
+del head, stride_8, stride_16

@@ -10,8 +10,12 @@ Starts from ImageNet weights, as uafm_repvgg_a0.py does.
 _base_ = './uafm_repvgg_a0.py'
 
 crop_size = (512, 1024)
-head = dict(sampler=dict(min_kept=512 * 1024 // 16))
-model = dict(data_preprocessor=dict(size=crop_size), decode_head=head, auxiliary_head=head)
+head = dict(sampler=dict(type='HardPixelSampler', thresh=0.7, min_kept=512 * 1024 // 16))
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    decode_head=head,
+    auxiliary_head=[{**auxiliary, **head} for auxiliary in _base_.model.auxiliary_head],
+)
 del head
 train_pipeline = [
     dict(type='LoadImageFromFile'),

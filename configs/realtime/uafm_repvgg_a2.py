@@ -16,12 +16,14 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+stride_8, stride_16 = _base_.model.auxiliary_head
 model = dict(
     pretrained='https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A2_8xb32_in1k_20221213-a8767caf.pth',
     backbone=dict(arch='A2'),
     decode_head=dict(in_channels=[192, 384, 1408]),
-    auxiliary_head=dict(in_channels=384),
+    auxiliary_head=[dict(stride_8, in_channels=192), dict(stride_16, in_channels=384)],
 )
+del stride_8, stride_16
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type='PolyLR', eta_min=0.0001, power=0.9, begin=1000, end=160000, by_epoch=False),

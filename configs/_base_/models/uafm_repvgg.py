@@ -5,7 +5,8 @@ PP-LiteSeg-T (Peng et al. 2022) with lateral 1x1 convs, as RepVGG's last stage i
 dilation; the logits have stride 8. As in PP-LiteSeg's own configs, only pixels that the network is
 not yet sure about are learned, at least a sixteenth of them, and the loss is their mean (OHEM,
 Shrivastava et al. 2016; docs/recipes.md#hard-pixels). The classifiers start as those of PIDNet and
-DDRNet in mmseg (docs/recipes.md#the-classifier).
+DDRNet in mmseg (docs/recipes.md#the-classifier). Auxiliary heads read the maps of strides 8 and 16;
+the former pays (docs/recipes.md#auxiliary-heads).
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -20,6 +21,19 @@ data_preprocessor = dict(
 )
 classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
 hard_pixels = dict(type='HardPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
+auxiliary = dict(
+    type='FCNHead',
+    channels=64,
+    num_convs=1,
+    concat_input=False,
+    dropout_ratio=0.1,
+    sampler=hard_pixels,
+    init_cfg=classifier,
+    num_classes=19,
+    norm_cfg=norm_cfg,
+    align_corners=False,
+    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
@@ -39,20 +53,8 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    auxiliary_head=dict(
-        type='FCNHead',
-        in_index=1,
-        channels=64,
-        num_convs=1,
-        concat_input=False,
-        dropout_ratio=0.1,
-        sampler=hard_pixels,
-        init_cfg=classifier,
-        num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-    ),
+    auxiliary_head=[dict(auxiliary, in_index=0), dict(auxiliary, in_index=1)],
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
+del auxiliary

@@ -13,5 +13,8 @@ class_weight = [0.8, 0.61, 4.79, 0.48, 2.21, 1.25, 4.5, 4.57, 1.83, 5.43, 6.27]
 loss = dict(type='CrossEntropyLoss', use_sigmoid=False, class_weight=class_weight)
 model = dict(
     decode_head=dict(sampler=None, loss_decode=dict(loss, loss_weight=1.0)),
-    auxiliary_head=dict(sampler=None, loss_decode=dict(loss, loss_weight=0.4)),
+    auxiliary_head=[
+        dict(head, sampler=None, loss_decode=dict(loss, loss_weight=0.4))
+        for head in _base_.model.auxiliary_head
+    ],
 )

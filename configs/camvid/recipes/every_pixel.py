@@ -7,6 +7,7 @@ Expected: unknown, it was not trained here.
 
 _base_ = '../uafm_repvgg_a0.py'
 
-head = dict(sampler=None)
-model = dict(decode_head=head, auxiliary_head=head)
-del head
+model = dict(
+    decode_head=dict(sampler=None),
+    auxiliary_head=[dict(head, sampler=None) for head in _base_.model.auxiliary_head],
+)

@@ -16,5 +16,5 @@ model = dict(
             dict(type='LovaszLoss', reduction='none', loss_weight=1.0),
         ],
     ),
-    auxiliary_head=dict(sampler=None),
+    auxiliary_head=[dict(head, sampler=None) for head in _base_.model.auxiliary_head],
 )
