@@ -121,7 +121,7 @@ def test_class_weights_are_those_of_enet():
     weights = 1 / np.log(1.02 + shares)
     expected = weights / (shares * weights).sum()
     cfg = Config.fromfile(CONFIGS / 'camvid/recipes/class_weights.py')
-    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+    for head in (cfg.model.decode_head, *cfg.model.auxiliary_head):
         assert np.allclose(head.loss_decode.class_weight, expected, atol=0.005)
 
 
@@ -145,7 +145,8 @@ def test_realtime_configs_start_from_imagenet_weights(path):
     assert 'not trained here' in text
     widths = ARCHS[cfg.model.backbone.arch].widths
     assert tuple(cfg.model.decode_head.in_channels) == widths[2:]
-    assert cfg.model.auxiliary_head.in_channels == widths[3]
+    found = [(head.in_index, head.in_channels) for head in cfg.model.auxiliary_head]
+    assert found == [(0, widths[2]), (1, widths[3])]
     is_qa = cfg.model.backbone.get('block') == 'qa_repvgg'
     assert cfg.model.pretrained == (None if is_qa else PUBLISHED[cfg.model.backbone.arch])
     (crop,) = [t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop']

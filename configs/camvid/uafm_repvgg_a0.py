@@ -2,7 +2,7 @@
 
 Command: mmseg-repvgg train configs/camvid/uafm_repvgg_a0.py
 Hardware: a CPU.
-Expected: mIoU 47.29 %, pixel accuracy 87.34 % of val (seed 0; benchmarks/camvid).
+Expected: unknown, it was not trained here.
 """
 
 _base_ = [

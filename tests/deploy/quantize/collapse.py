@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import nn
 
 from mmseg_repvgg.checkpoint.reading import read_checkpoint
 from mmseg_repvgg.checkpoint.writing import write_checkpoint
@@ -22,7 +23,9 @@ def rescale(model, seed=0):
     Those of the last block of a stage that heads read stay as they are.
     """
     backbone, generator = model.backbone, torch.Generator().manual_seed(seed)
-    heads = model.decode_head, model.auxiliary_head
+    auxiliary = model.auxiliary_head
+    others = auxiliary if isinstance(auxiliary, nn.ModuleList) else [auxiliary]
+    heads = [model.decode_head, *others]
     read = {stage for head in heads for stage in torch.tensor(head.in_index).reshape(-1).tolist()}
     blocks, is_free = [backbone.stem], [True]
     for index, stage in enumerate(backbone.stages):
