@@ -64,6 +64,9 @@ def test_every_network_has_the_same_data_schedule_and_crops(path):
     assert cfg.model.test_cfg.mode == 'whole'
     heads = [cfg.model.decode_head, *np.atleast_1d(cfg.model.get('auxiliary_head') or [])]
     assert {h.num_classes for h in heads if h.type != 'STDCHead'} == {11}
+    if path.stem.startswith('uafm'):  # they learn from the maps of strides 8 and 16 as well
+        found = [(head.in_index, head.in_channels) for head in cfg.model.auxiliary_head]
+        assert found == list(enumerate(cfg.model.decode_head.in_channels[:2]))
     torch.manual_seed(0)
     init_default_scope('mmseg')
     classifier = MODELS.build(cfg.model.decode_head)
