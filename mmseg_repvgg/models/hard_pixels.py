@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmseg.registry import TASK_UTILS
 from mmseg.structures import OHEMPixelSampler
 from torch import Tensor
@@ -26,4 +27,6 @@ class HardPixelSampler(OHEMPixelSampler):
     def sample(self, seg_logit: Tensor, seg_label: Tensor) -> Tensor:
         """Logits (N, C, H, W), labels (N, 1, H, W) -> weights (N, H, W) with a mean of 1."""
         weights = super().sample(seg_logit, seg_label)
-        return weights * (weights.numel() / weights.sum().clamp(min=1))
+        # a sum in float16 overflows
+        count = weights.sum(dtype=torch.float32).clamp(min=1)
+        return weights * (weights.numel() / count)

@@ -69,3 +69,15 @@ def test_a_batch_without_labels_has_a_loss_of_zero():
     loss, gradient = loss_of(dict(type='HardPixelSampler', thresh=0.7, min_kept=50), void=1.1)
     assert loss == 0
     assert not gradient.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_mean_weight_is_1_in_half_precision(dtype):
+    """There are more pixels than float16 can count."""
+    head, _, _ = head_and_batch(dict(type='HardPixelSampler', thresh=0.7, min_kept=2**15))
+    logits = torch.zeros(2, CLASSES, 256, 256, dtype=dtype)
+    logits[:, 0, :, :32] = 9  # an eighth is easy
+    weights = head.sampler.sample(logits, torch.zeros(2, 1, 256, 256, dtype=torch.long))
+    assert weights.dtype == dtype
+    assert (weights == 0).float().mean() == 1 / 8
+    assert weights.float().mean().item() == pytest.approx(1, rel=4e-3)
