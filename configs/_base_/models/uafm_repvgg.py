@@ -21,18 +21,21 @@ data_preprocessor = dict(
 )
 classifier = dict(type='Kaiming', override=dict(name='conv_seg'))
 hard_pixels = dict(type='HardPixelSampler', thresh=0.7, min_kept=1024 * 1024 // 16)
-auxiliary = dict(
-    type='FCNHead',
-    channels=64,
-    num_convs=1,
-    concat_input=False,
+head = dict(
     dropout_ratio=0.1,
     sampler=hard_pixels,
     init_cfg=classifier,
     num_classes=19,
     norm_cfg=norm_cfg,
     align_corners=False,
+)
+auxiliary = dict(
+    type='FCNHead',
+    channels=64,
+    num_convs=1,
+    concat_input=False,
     loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    **head,
 )
 model = dict(
     type='EncoderDecoder',
@@ -45,16 +48,11 @@ model = dict(
         channels=64,
         attention='spatial',
         lateral_kernel_size=1,
-        dropout_ratio=0.1,
-        sampler=hard_pixels,
-        init_cfg=classifier,
-        num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        **head,
     ),
     auxiliary_head=[dict(auxiliary, in_index=0), dict(auxiliary, in_index=1)],
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-del auxiliary
+del head, auxiliary
