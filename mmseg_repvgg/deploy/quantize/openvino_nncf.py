@@ -21,9 +21,6 @@ IN_FLOAT = ('Interpolate',)
 """Operators that stay in float, as in ONNX files: the last one resizes the logits, whose rounding
 moves the borders between classes. It costs no time that could be measured."""
 
-FAST_CORRECTION = False
-"""Whether biases are corrected one by one, as if the other layers were in float."""
-
 OUTLIERS = 1e-5
 """Share of a feature map's values that the calibrator percentile cuts off on either side."""
 
@@ -63,7 +60,7 @@ def quantize_openvino(
         preset=nncf.QuantizationPreset.MIXED,  # symmetric weights, asymmetric feature maps
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(inputs),
-        fast_bias_correction=FAST_CORRECTION,
+        fast_bias_correction=False,
         ignored_scope=nncf.IgnoredScope(names=names, types=list(IN_FLOAT), validate=False),
         advanced_parameters=_parameters(options),
     )

@@ -89,10 +89,20 @@ def measure(cfg, checkpoints, folder, options, images, check_images, only):
 
 def changed(name):
     """Let NNCF quantize otherwise, for a setting that is not an option."""
-    if name == UNCORRECTED:
-        return uncorrected()
-    values = {FAST: dict(FAST_CORRECTION=True), ROUNDED: dict(IN_FLOAT=())}.get(name)
-    return mock.patch.multiple(openvino_nncf, **values) if values else nullcontext()
+    if name == ROUNDED:
+        return mock.patch.object(openvino_nncf, 'IN_FLOAT', ())
+    return {UNCORRECTED: uncorrected, FAST: corrected_fast}.get(name, nullcontext)()
+
+
+def corrected_fast():
+    """Let NNCF correct each bias as if the other layers were in float."""
+    nncf = openvino_nncf._import_nncf()
+    given = nncf.quantize
+
+    def quantize(*args, **options):
+        return given(*args, **dict(options, fast_bias_correction=True))
+
+    return mock.patch.object(nncf, 'quantize', quantize)
 
 
 @contextmanager
