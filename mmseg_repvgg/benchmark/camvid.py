@@ -23,6 +23,7 @@ REAL_TIME_SIZE = (512, 1024)
 OURS = {
     'RepVGG-A0 + UAFM': 'camvid/uafm_repvgg_a0.py',
     'RepVGG-A0 short + UAFM': 'camvid/uafm_repvgg_a0_short.py',
+    'RepVGG-A0 slim + UAFM': 'camvid/uafm_repvgg_a0_slim.py',
     'RepVGG-A1 + UAFM': 'camvid/uafm_repvgg_a1.py',
     'RepVGG-A2 + UAFM': 'camvid/uafm_repvgg_a2.py',
     'RepVGG-B0 + UAFM': 'camvid/uafm_repvgg_b0.py',
@@ -59,6 +60,7 @@ TRAINED = {**NETWORK_CONFIGS, **RECIPES}
 REAL_TIME = (
     'RepVGG-A0 + UAFM',
     'RepVGG-A0 short + UAFM',
+    'RepVGG-A0 slim + UAFM',
     'PIDNet-S',
     'DDRNet-23-slim',
     'BiSeNetV2',
