@@ -5,8 +5,8 @@ PP-LiteSeg-T (Peng et al. 2022) with lateral 1x1 convs, as RepVGG's last stage i
 dilation; the logits have stride 8. As in PP-LiteSeg's own configs, only pixels that the network is
 not yet sure about are learned, at least a sixteenth of them, and the loss is their mean (OHEM,
 Shrivastava et al. 2016; docs/recipes.md#hard-pixels). The classifiers start as those of PIDNet and
-DDRNet in mmseg (docs/recipes.md#the-classifier). Auxiliary heads read the maps of strides 8 and 16;
-the former pays (docs/recipes.md#auxiliary-heads).
+DDRNet in mmseg (docs/recipes.md#the-classifier). Auxiliary heads read the maps of strides 8 and 16,
+as those of PIDNet and DDRNet read stride 8 (docs/recipes.md#auxiliary-heads).
 """
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
